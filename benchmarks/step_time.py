@@ -1,0 +1,66 @@
+"""A training step (forward, backward, AdamW) of converted layers and models beside their dense originals."""
+
+import argparse
+from collections.abc import Callable
+
+import timm
+import torch
+from rounds import interleave, print_ratios
+from torch import nn
+
+import reparam
+from reparam.ops.shift import ShiftLinear, ShiftLinearOptions
+
+
+def step_of(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    """One step that minimises the mean square of the output."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    model.train()
+
+    def step() -> None:
+        optimiser.zero_grad()
+        model(x).square().mean().backward()
+        optimiser.step()
+
+    return step
+
+
+def time_layers(*, batch: int, rounds: int) -> None:
+    """The four linear layers of DeiT-Tiny on `batch` images of 197 tokens."""
+    variants = {
+        "q": ShiftLinearOptions(),
+        "q, 8-bit activations": ShiftLinearOptions(activation_bits=8),
+        "ps": ShiftLinearOptions(parameterisation="ps"),
+    }
+    for inputs, outputs in ((192, 576), (192, 192), (192, 768), (768, 192)):
+        dense, x = nn.Linear(inputs, outputs), torch.randn(batch, 197, inputs, requires_grad=True)
+        sides = {"dense": step_of(dense, x)}
+        for name, options in variants.items():
+            layer = ShiftLinear(dense.weight.detach().clone(), dense.bias.detach().clone(), options)
+            sides[f"shift_linear {name}"] = step_of(layer, x)
+        print_ratios(f"{inputs} -> {outputs}, {batch} x 197 tokens", interleave(sides, rounds=rounds), baseline="dense")
+
+
+def time_model(*, batch: int, rounds: int) -> None:
+    """DeiT-Tiny at 224 pixels, dense and converted."""
+    torch.manual_seed(0)
+    sides = {"dense": step_of(timm.create_model("deit_tiny_patch16_224"), torch.randn(batch, 3, 224, 224))}
+    for recipe in ("shiftaddvit", "deepshift-q"):
+        converted = reparam.convert("deit_tiny", recipe, weights="none").model
+        sides[recipe] = step_of(converted, torch.randn(batch, 3, 224, 224))
+    print_ratios(f"DeiT-Tiny, {batch} images", interleave(sides, rounds=rounds, warmup=1), baseline="dense")
+
+
+def main() -> None:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    time_layers(batch=arguments.batch, rounds=3 * arguments.rounds)
+    time_model(batch=arguments.batch, rounds=arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""A plan as a tree: stages, what changes, what stays and why, and the totals before and after."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+import reparam
+from reparam_cli.render.fold import fold_paths
+from reparam_cli.render.screen import amount, change, columns
+from reparam_cli.words import counted, written
+
+if TYPE_CHECKING:
+    from reparam import Plan
+
+_RULE = re.compile(r"stage \d+, (rule \d+)")
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|\b)")
+_VERBS = {"mul": "multiplications", "add": "additions", "shift": "shifts"}
+
+
+def plan_view(plan: "Plan", *, model: str) -> RenderableType:
+    """Returns the tree of a plan; `model` is the name that the user gave."""
+    shape = " x ".join(str(size) for size in plan.input_shape[1:])
+    tree = Tree(Text.assemble((model, "bold"), f" with recipe {plan.recipe.name}, input {shape}"), guide_style="dim")
+    for number, stage in enumerate(plan.stages):
+        branch = tree.add(Text.assemble(f"stage {number}: ", (stage.name, "bold")))
+        if stage.steps:
+            title = Text(f"changes {counted(len(stage.steps), 'site')}", style="green")
+            branch.add(Group(title, _steps_view(stage.steps)))
+        else:
+            branch.add(Text("changes nothing", style="yellow"))
+        if stage.skips:
+            branch.add(Group(Text(f"keeps {counted(len(stage.skips), 'site')}"), _skips_view(stage.skips)))
+        for rule in stage.unused_rules:
+            branch.add(Text(f"{_short_rule(rule)} matched nothing (it is optional)", style="yellow"))
+    tree.add(_totals_view(plan))
+    return tree
+
+
+def _steps_view(steps: Sequence[Any]) -> Table:
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for step in steps:
+        options = written(_non_default(step.operator, step.options))
+        groups.setdefault((step.operator, options, _short_rule(step.rule)), []).append(step.site.path)
+    table = _site_table()
+    for (operator, options, rule), paths in groups.items():
+        outcome = Text.assemble("-> ", (operator, "green"), f" {options}" if options else "")
+        for line in fold_paths(paths):
+            table.add_row(line.text or "(the model)", str(line.count), outcome, rule)
+    return table
+
+
+def _skips_view(skips: Sequence[Any]) -> Table:
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for skip in skips:
+        key = (skip.site.kind, skip.cause, _INDEX.sub("N", skip.reason), _short_rule(skip.rule or ""))
+        groups.setdefault(key, []).append(skip)
+    table = _site_table()
+    for (kind, cause, common, rule), group in groups.items():
+        reasons = {skip.reason for skip in group}
+        reason = reasons.pop() if len(reasons) == 1 else common
+        text = f"{cause}: {reason}" if cause in ("keep", "refused") else reason
+        outcome = Text(text, style="yellow" if cause == "refused" else "dim")
+        for line in fold_paths(skip.site.path for skip in group):
+            table.add_row(line.text or "(the model)", f"{line.count} {kind}", outcome, rule)
+    return table
+
+
+def _site_table() -> Table:
+    table = columns()
+    table.add_column(no_wrap=True, overflow="fold")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True, style="dim")
+    return table
+
+
+def _totals_view(plan: "Plan") -> Group:
+    table = columns()
+    for justify in ("left", "right", "left", "right", "left"):
+        table.add_column(justify=justify, no_wrap=True)
+    rows = [("parameters", plan.before.parameters, plan.after.parameters)]
+    for verb, plural in _VERBS.items():
+        rows.append((plural, _total(plan.before.operations, verb), _total(plan.after.operations, verb)))
+    for name, before, after in rows:
+        if before or after:
+            bold = "bold" if name in ("parameters", "multiplications") else ""
+            table.add_row(Text(name, style=bold), amount(before), "->", amount(after), change(before, after))
+    notes = [
+        Text(f"not counted {when}: {written(totals.uncounted)}", style="yellow")
+        for when, totals in (("before", plan.before), ("after", plan.after))
+        if totals.uncounted
+    ]
+    return Group(Text("totals for one image"), table, *notes)
+
+
+def _total(operations: Mapping[str, int], verb: str) -> int:
+    return sum(n for key, n in operations.items() if key.startswith(f"{verb}."))
+
+
+def _short_rule(rule: str) -> str:
+    found = _RULE.fullmatch(rule)
+    return found[1] if found else rule
+
+
+def _non_default(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that differ from the operator's defaults; all of them where it has none to compare with."""
+    try:
+        defaults = reparam.OPERATORS.get(operator).Options().model_dump(mode="json")
+    except (reparam.errors.ReparamError, ValueError):
+        defaults = {}
+    return _difference(options, defaults)
+
+
+def _difference(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in options.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            if inner := _difference(value, default):
+                kept[key] = inner
+        elif key not in defaults or (list(value) if isinstance(value, tuple) else value) != default:
+            kept[key] = value
+    return kept

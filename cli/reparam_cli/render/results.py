@@ -1,0 +1,126 @@
+"""Measured results: an evaluation, a profile beside its dense original, and the table of the demo."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reparam_cli.render.screen import amount, change, columns, duration, experts, file_size, plain_table, three_figures
+from reparam_cli.words import written
+
+if TYPE_CHECKING:
+    from reparam import DemoResult, Evaluation, FinetuneResult, Profile
+
+_VERBS = {
+    "mul": "multiplications",
+    "add": "additions",
+    "shift": "shifts",
+    "xnor": "xnors",
+    "popcount": "popcounts",
+    "div": "divisions",
+    "exp": "exponentials",
+    "sqrt": "square roots",
+    "abs": "absolute values",
+    "cmp": "comparisons",
+    "lookup": "look-ups",
+}
+
+
+def evaluation_view(evaluation: "Evaluation", *, source: str) -> RenderableType:
+    """Returns accuracy with its interval, loss, speed, and the share of tokens per expert."""
+    low, high = evaluation.top1_interval
+    table = columns()
+    table.add_row("top-1", Text(f"{evaluation.top1:.2f} %", style="bold"), f"95 % interval {low:.2f} to {high:.2f} %")
+    table.add_row("top-5", f"{evaluation.top5:.2f} %", "")
+    table.add_row("loss", f"{evaluation.loss:.4f}", "")
+    table.add_row("speed", f"{evaluation.images_per_second:.0f} images/s", f"measured here, {evaluation.device}")
+    if evaluation.mean_mult_share is not None:
+        table.add_row("experts", experts(evaluation.mean_mult_share), f"mean of {len(evaluation.mult_share)} layers")
+    for path, share in evaluation.mult_share.items():
+        table.add_row("", experts(share), Text(path, style="dim"))
+    return Group(Text.assemble((source, "bold"), f" on {evaluation.images} images"), table)
+
+
+def finetune_view(result: "FinetuneResult") -> RenderableType:
+    """Returns one row per trained stage, under the dense original that it is measured against."""
+    table = plain_table("stage", "converted", "fine-tuned", "to dense", "best epoch")
+    table.add_row("dense", "", f"{result.dense.top1:.2f} %", "", "")
+    for stage in result.stages:
+        table.add_row(
+            Text(stage.name),
+            f"{stage.before.top1:.2f} %",
+            f"{stage.best.top1:.2f} %",
+            f"{stage.best.top1 - result.dense.top1:+.2f}",
+            f"{stage.best_epoch}/{stage.epochs}",
+        )
+    return Group(table, Text(f"top-1 on {result.dense.images} images; difference in points", style="dim"))
+
+
+def profile_view(profile: "Profile", *, dense: "Profile | None") -> RenderableType:
+    """Returns counts, size and latency; with `dense`, beside those of the original, and how they changed."""
+    profiles = [profile] if dense is None else [dense, profile]
+    table = plain_table("", *(["model"] if dense is None else ["dense", "converted", "change"]))
+    _add_amounts(table, "parameters", [p.parameters for p in profiles])
+    for verb, plural in _VERBS.items():
+        _add_amounts(table, plural, [_total(p.operations, verb) for p in profiles])
+    sizes = [p.file_bytes for p in profiles]
+    if any(sizes):
+        table.add_row("weights on disk", *(file_size(n) if n else "-" for n in sizes))
+    latencies = [p.latency for p in profiles]
+    if all(latencies):
+        medians = [latency.median_ms for latency in latencies if latency]
+        table.add_row("latency, median", *(f"{three_figures(ms)} ms" for ms in medians), *_speed(medians))
+        table.add_row("latency, spread", *(f"{three_figures(latency.iqr_ms)} ms" for latency in latencies if latency))
+    return Group(Text(profile.name, style="bold"), table, *_notes(profiles))
+
+
+def demo_view(result: "DemoResult") -> RenderableType:
+    """Returns one row per stage of the demo."""
+    table = plain_table("stage", "top-1", "params", "mults", "shifts", "adds", "latency", "size")
+    for row in result.rows:
+        table.add_row(
+            Text(row.stage),
+            f"{row.top1:.2f} %",
+            amount(row.parameters),
+            amount(row.multiplications),
+            amount(row.shifts),
+            amount(row.additions),
+            f"{three_figures(row.latency_ms)} ms",
+            file_size(row.file_bytes),
+        )
+    what = f"top-1 on {result.images} images; operations per image are counted, latency of one image is measured here"
+    notes = [Text(f"{what}; took {duration(result.seconds)}", style="dim")]
+    if result.rows and result.rows[-1].latency_ms > result.rows[0].latency_ms:
+        notes.append(Text("slower than dense on this device", style="red"))
+    return Group(table, *notes)
+
+
+def _add_amounts(table: Table, name: str, values: Sequence[int]) -> None:
+    if any(values):
+        table.add_row(name, *(amount(value) for value in values), *([change(*values)] if len(values) == 2 else []))
+
+
+def _speed(medians: Sequence[float]) -> list[Text]:
+    if len(medians) < 2:
+        return []
+    ratio = medians[0] / medians[1]
+    return [Text(f"{ratio:.2f}x faster") if ratio >= 1 else Text(f"{1 / ratio:.2f}x slower", style="red")]
+
+
+def _notes(profiles: Sequence["Profile"]) -> list[Text]:
+    notes = []
+    latency = profiles[-1].latency
+    if latency:
+        where = f"{latency.device}, {latency.threads} threads, batch {latency.batch_size}, {latency.dtype}"
+        how = f"{latency.runs} runs, spread is the interquartile range"
+        notes.append(Text(f"latency measured here: {where}; {how}", style="dim"))
+    for profile in profiles:
+        if profile.uncounted:
+            notes.append(Text(f"not counted in {profile.name}: {written(profile.uncounted)}", style="yellow"))
+    return notes
+
+
+def _total(operations: Mapping[str, int], verb: str) -> int:
+    return sum(n for key, n in operations.items() if key.startswith(f"{verb}."))

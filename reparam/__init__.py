@@ -1,0 +1,81 @@
+"""Turns a pretrained vision model into a multiplication-reduced one, gives the accuracy back, and proves the gain.
+
+Every public name is loaded on first use (PEP 562), so `import reparam` pulls in neither torch nor timm. `TYPE_CHECKING`
+is true for type checkers and editors only: they read the imports below, the running program reads `_HOME`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from reparam import errors as errors
+
+if TYPE_CHECKING:
+    from reparam.api.convert import Conversion as Conversion
+    from reparam.api.convert import convert as convert
+    from reparam.api.demo import DemoResult as DemoResult
+    from reparam.api.demo import demo as demo
+    from reparam.api.evaluate import evaluate as evaluate
+    from reparam.api.finetune import FinetuneResult as FinetuneResult
+    from reparam.api.finetune import finetune as finetune
+    from reparam.api.plan import plan as plan
+    from reparam.api.profile import Profile as Profile
+    from reparam.api.profile import profile as profile
+    from reparam.api.recipes import check_recipe as check_recipe
+    from reparam.api.recipes import list_recipes as list_recipes
+    from reparam.api.recipes import load_recipe as load_recipe
+    from reparam.checkpoint.load import load as load
+    from reparam.checkpoint.save import save as save
+    from reparam.graph.records import Plan as Plan
+    from reparam.ops.base import OPERATORS as OPERATORS
+    from reparam.recipe.data_settings import DataSettings as DataSettings
+    from reparam.recipe.json_schema import recipe_json_schema as recipe_json_schema
+    from reparam.recipe.schema import Recipe as Recipe
+    from reparam.recipe.settings import TrainSettings as TrainSettings
+    from reparam.train.evaluate import Evaluation as Evaluation
+    from reparam.train.progress import EpochReport as EpochReport
+    from reparam.train.progress import Progress as Progress
+    from reparam.train.progress import StageReport as StageReport
+    from reparam.train.progress import StepReport as StepReport
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Conversion": "reparam.api.convert",
+    "DataSettings": "reparam.recipe.data_settings",
+    "DemoResult": "reparam.api.demo",
+    "EpochReport": "reparam.train.progress",
+    "Evaluation": "reparam.train.evaluate",
+    "FinetuneResult": "reparam.api.finetune",
+    "OPERATORS": "reparam.ops.base",
+    "Plan": "reparam.graph.records",
+    "Profile": "reparam.api.profile",
+    "Progress": "reparam.train.progress",
+    "Recipe": "reparam.recipe.schema",
+    "StageReport": "reparam.train.progress",
+    "StepReport": "reparam.train.progress",
+    "TrainSettings": "reparam.recipe.settings",
+    "check_recipe": "reparam.api.recipes",
+    "convert": "reparam.api.convert",
+    "demo": "reparam.api.demo",
+    "evaluate": "reparam.api.evaluate",
+    "finetune": "reparam.api.finetune",
+    "list_recipes": "reparam.api.recipes",
+    "load": "reparam.checkpoint.load",
+    "load_recipe": "reparam.api.recipes",
+    "plan": "reparam.api.plan",
+    "profile": "reparam.api.profile",
+    "recipe_json_schema": "reparam.recipe.json_schema",
+    "save": "reparam.checkpoint.save",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'reparam' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,113 @@
+"""`reparam.convert`: plan, rewrite, verify, and save when asked to."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from reparam.api.recipes import check_recipe
+from reparam.api.subject import Subject, count_totals, resolve_subject
+from reparam.atomic import atomic_folder, refuse_foreign
+from reparam.checkpoint.save import write_checkpoint
+from reparam.graph.plan import make_plan
+from reparam.graph.provenance import Provenance, attach
+from reparam.graph.records import Plan
+from reparam.graph.rewrite import rewrite
+from reparam.models.spec import stamp
+from reparam.models.weights import WeightsRecord, given_weights, load_weights
+from reparam.recipe.schema import Recipe
+from reparam.trace.probe import ExampleInput
+
+#: The folder inside a run that holds the original model: the teacher, and where every stage begins.
+DENSE = "dense"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """A converted model and the plan that was carried out."""
+
+    model: nn.Module
+    plan: Plan
+
+
+def convert(
+    model: str | nn.Module,
+    recipe: str | Path | Recipe,
+    *,
+    example_input: ExampleInput | None = None,
+    weights: str = "hub",
+    stages: int | None = None,
+    allow_partial: bool = False,
+    overrides: Sequence[str] = (),
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    in_chans: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    inplace: bool = False,
+) -> Conversion:
+    """Converts a model by a recipe and verifies every step.
+
+    Args:
+        model: timm name or shorthand, "hf-hub:...", "local-dir:...", "file.py:factory", or any module.
+        recipe: shipped name, path of a .toml file, or a Recipe.
+        example_input: a tensor the model takes, or a tuple of arguments; wanted for modules that timm does not know.
+        weights: of a named model: "hub", "none", or the path of a .safetensors file.
+        stages: how many of the recipe's stages to carry out; all when None.
+        allow_partial: keep refused sites as they are instead of raising.
+        overrides: changes of the recipe, such as "stage.0.rule.0.conv_kernel=5".
+        num_classes: classes of a named model.
+        img_size: side of its square images, in pixels.
+        in_chans: channels of its images.
+        model_kwargs: further arguments of its builder.
+        out: folder for the run: the converted model, and the original in its `dense` folder.
+        inplace: convert the given module itself instead of a copy; a named model is never copied.
+    Raises:
+        ModelError, RecipeError, PlanError: as for `plan`.
+        WeightsError: weights that cannot be had or do not fit.
+        RewriteError: a step did not do what the plan promised; the given module may be changed if `inplace`.
+        CheckpointError: `out` cannot be written.
+    """
+    checked = check_recipe(recipe, overrides=overrides)
+    if out is not None:
+        refuse_foreign(Path(out).resolve())
+    subject = resolve_subject(
+        model,
+        example_input=example_input,
+        num_classes=num_classes,
+        img_size=img_size,
+        in_chans=in_chans,
+        model_kwargs=model_kwargs,
+    )
+    planned = make_plan(
+        subject.model, checked, subject.example_input, count=count_totals, stages=stages, allow_partial=allow_partial
+    )
+    dense, record = _with_weights(subject, weights, copied=not (inplace or isinstance(model, str)))
+    stamp(dense, subject.spec)
+    if out is None:
+        return _rewritten(dense, subject, planned, record)
+    with atomic_folder(out) as draft:
+        (draft / DENSE).mkdir()
+        write_checkpoint(dense, draft / DENSE, example_input=_golden_input(example_input))
+        conversion = _rewritten(dense, subject, planned, record)
+        write_checkpoint(conversion.model, draft, example_input=_golden_input(example_input))
+    return conversion
+
+
+def _with_weights(subject: Subject, weights: str, *, copied: bool) -> tuple[nn.Module, WeightsRecord]:
+    if any(parameter.is_meta for parameter in subject.model.parameters()):
+        return subject.model, load_weights(subject.model, subject.spec, weights)
+    return copy.deepcopy(subject.model) if copied else subject.model, given_weights(subject.model)
+
+
+def _rewritten(dense: nn.Module, subject: Subject, planned: Plan, record: WeightsRecord) -> Conversion:
+    model = rewrite(dense, planned, subject.example_input)
+    attach(model, Provenance(spec=subject.spec, plan=planned, weights=record))
+    return Conversion(model=model, plan=planned)
+
+
+def _golden_input(example_input: ExampleInput | None) -> Tensor | None:
+    return example_input if isinstance(example_input, Tensor) and not example_input.is_meta else None

@@ -1,0 +1,90 @@
+"""`reparam.profile`: parameters, operations, size on disc, and latency measured here."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reparam.api.subject import count_totals, is_checkpoint, resolve_subject
+from reparam.checkpoint.load import load
+from reparam.checkpoint.record import WEIGHTS_NAME
+from reparam.cost.latency import Latency, measure_latency
+from reparam.errors import ModelError
+from reparam.graph.provenance import provenance_of
+from reparam.models.build import build_model
+from reparam.models.known import spec_of
+from reparam.models.spec import ModelSpec
+from reparam.recipe.schema import Frozen
+from reparam.trace.probe import probe
+
+
+class Profile(Frozen):
+    """What one image costs. Counts are exact where they are counted; `latency` was measured here or is None.
+
+    `operations` maps "mul.f32" and the like to counts per image; a mixture of experts is counted at its balanced load
+    (modelled). `uncounted` tells how often torch functions ran that have no formula.
+    """
+
+    name: str
+    parameters: int
+    operations: dict[str, int]
+    uncounted: dict[str, int]
+    file_bytes: int | None
+    latency: Latency | None
+
+
+def profile(
+    source: str | Path | nn.Module,
+    *,
+    example_input: Tensor | None = None,
+    batch_size: int = 1,
+    measure: bool = True,
+) -> Profile:
+    """Counts and times a model.
+
+    Args:
+        source: a checkpoint folder, a model name (timed with random weights), or a module.
+        example_input: one batch; wanted for models whose input nothing else tells.
+        batch_size: images per timed forward, unless `example_input` says.
+        measure: time it; without, nothing is run.
+    Raises:
+        ModelError, CheckpointError: the source cannot be built or loaded, or its input is unknown.
+    """
+    model, name = _open(source, measure=measure)
+    shape = _input_shape(model, example_input)
+    dtype = torch.float32 if example_input is None else example_input.dtype
+    totals = count_totals(model, probe(model, torch.empty(shape, dtype=dtype, device="meta")))
+    latency = None
+    if measure:
+        batch = torch.randn(batch_size, *shape[1:]) if example_input is None else example_input
+        latency = measure_latency(model, batch)
+    weights = Path(source) / WEIGHTS_NAME if is_checkpoint(source) else None  # type: ignore[arg-type]
+    return Profile(
+        name=name,
+        parameters=totals.parameters,
+        operations=totals.operations,
+        uncounted=totals.uncounted,
+        file_bytes=weights.stat().st_size if weights else None,
+        latency=latency,
+    )
+
+
+def _open(source: str | Path | nn.Module, *, measure: bool) -> tuple[nn.Module, str]:
+    if isinstance(source, nn.Module):
+        return source, type(source).__name__
+    if is_checkpoint(source):
+        return load(source), str(source)
+    subject = resolve_subject(str(source))
+    return build_model(subject.spec) if measure else subject.model, subject.spec.name
+
+
+def _input_shape(model: nn.Module, example_input: Tensor | None) -> tuple[int, ...]:
+    if example_input is not None:
+        return tuple(example_input.shape)
+    provenance = provenance_of(model)
+    if provenance is not None:
+        return provenance.plan.input_shape
+    spec: ModelSpec = spec_of(model)
+    if spec.input_size is None:
+        raise ModelError(f"nothing says what {spec.name} takes as input; pass example_input=")
+    return (2, *spec.input_size)

@@ -1,0 +1,159 @@
+"""Files and folders that appear whole or not at all: written beside their target, synced, then renamed into place."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reparam.errors import CheckpointError
+
+
+@contextmanager
+def atomic_file(target: str | Path) -> Iterator[Path]:
+    """Yields a path beside `target` to write to; on leaving, the finished file takes the target's place.
+
+    When the body raises, nothing remains and an existing target is untouched.
+
+    Raises:
+        CheckpointError: the target is a folder, or the file system refuses.
+    """
+    target = Path(target).resolve()
+    if target.is_dir():
+        raise CheckpointError(f"{target}: wanted a file to write, got a folder. Choose another name.")
+    draft = _draft_beside(target)
+    try:
+        yield draft
+        with _file_system_errors(target):
+            _sync(draft)
+            draft.replace(target)
+            _sync(target.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(target: str | Path, text: str) -> None:
+    """Writes UTF-8 text to `target` by way of `atomic_file`."""
+    with atomic_file(target) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(target: str | Path, *, keep_others: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside `target` to fill; on leaving, it takes the target's place.
+
+    A target that exists is moved aside only when the new folder is complete, and put back if the move fails.
+
+    Args:
+        target: a new path, an empty folder, or a checkpoint folder that reparam made.
+        keep_others: carry over what the old folder holds and the new one does not, such as the stages of a run.
+
+    Raises:
+        CheckpointError: the target is a file, or a folder that reparam did not make, or the file system refuses.
+    """
+    target = Path(target).resolve()
+    refuse_foreign(target)
+    draft = _draft_beside(target)
+    try:
+        with _file_system_errors(target):
+            draft.mkdir()
+        yield draft
+        with _file_system_errors(target):
+            if keep_others and target.is_dir():
+                _carry_over(target, draft)
+            _sync_tree(draft)
+            _swap_in(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def refuse_foreign(target: str | Path) -> None:
+    """Raises CheckpointError when `target` holds something that reparam did not make and so must not replace."""
+    target = Path(target)
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise CheckpointError(f"{target}: wanted a folder to write, got a file. Choose another folder or remove it.")
+    if any(target.iterdir()) and not _is_checkpoint(target):
+        raise CheckpointError(
+            f"{target}: the folder is not empty and its config.json, if any, was not written by reparam, so it is "
+            "not replaced. Choose another folder or empty this one."
+        )
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "reparam" in config
+
+
+def _draft_beside(target: Path) -> Path:
+    """A free name in the target's own folder: a rename is atomic only within one file system."""
+    with _file_system_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    for entry in old.iterdir():
+        copy = new / entry.name
+        if copy.exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, copy, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(entry, copy)
+
+
+def _link_or_copy(source: str | Path, copy: str | Path) -> None:
+    """A hard link costs no space and keeps files that are open for appending; not every file system has them."""
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def _swap_in(draft: Path, target: Path) -> None:
+    if not target.exists():
+        draft.rename(target)
+    else:
+        aside = _draft_beside(target)
+        target.rename(aside)
+        try:
+            draft.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    if path.is_symlink() or (path.is_dir() and os.name == "nt"):  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _file_system_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: cannot be written: {error.strerror or error}. Check the disk and rights."
+        ) from error

@@ -1,0 +1,114 @@
+"""config.json: timm's own keys, and the `reparam` object that says how the model was made and how to check it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from reparam.errors import CheckpointError
+from reparam.graph.records import Plan
+from reparam.models.inputs import InputSpec
+from reparam.models.spec import ModelSpec
+from reparam.models.weights import WeightsRecord
+from reparam.recipe.schema import Frozen, Recipe
+
+CHECKPOINT_FORMAT = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class Base(Frozen):
+    """The dense model under a conversion: how to build it, and the weights it had."""
+
+    spec: ModelSpec
+    weights: WeightsRecord | None = None
+    digest: str | None = None
+
+
+class Golden(Frozen):
+    """A few outputs of a seeded input, in eval mode, on the CPU, in float32.
+
+    `inputs` says all about the input; `input_shape` and `input_dtype` are those of its first tensor, for readers.
+    """
+
+    seed: int
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    inputs: tuple[InputSpec, ...]
+    logits: tuple[tuple[float, ...], ...]
+    atol: float
+
+
+class Head(Frozen):
+    """A classifier that was reset after the conversion."""
+
+    num_classes: int
+    global_pool: str | None = None
+
+
+class Record(Frozen):
+    """The `reparam` object of config.json.
+
+    `plan` is None for a dense model. `inputs` is what the model was planned for. `tied` maps names to the name whose
+    tensor they share and which alone need be in the file. `digest` is over the tensors in the file. Either `golden` or
+    `golden_missing_because` is given.
+    """
+
+    format_version: int = CHECKPOINT_FORMAT
+    recipe: Recipe | None = None
+    plan: Plan | None = None
+    stages: int | None = None
+    inputs: tuple[InputSpec, ...] | None = None
+    base: Base
+    head: Head | None = None
+    tied: dict[str, str] = Field({})
+    digest: str
+    golden: Golden | None = None
+    golden_missing_because: str | None = None
+    extra: dict[str, Any] = Field({})
+
+
+def read_record(folder: Path) -> Record:
+    """Reads the `reparam` object of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no such folder, a folder without it, broken JSON, or a format this version does not know.
+    """
+    config = _read_config(folder)
+    if "reparam" not in config:
+        raise CheckpointError(
+            f'{folder}: config.json has no "reparam" object, so it is not a reparam checkpoint. If timm wrote it, '
+            f'use the model "local-dir:{folder}".'
+        )
+    table = config["reparam"]
+    version = table.get("format_version") if isinstance(table, dict) else None
+    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{folder}: checkpoint format {version} is newer than {CHECKPOINT_FORMAT}, the newest this version of "
+            "reparam reads. Upgrade reparam."
+        )
+    try:
+        return Record.model_validate(table)
+    except ValidationError as error:
+        raise CheckpointError(f"{folder}: config.json is damaged at {_first(error)}. Save the model again.") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        found = "there is no such folder" if not folder.is_dir() else f"the folder has no {CONFIG_NAME}"
+        raise CheckpointError(f"{folder}: {found}. Wanted a folder that reparam convert or reparam.save has written.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not intact JSON ({error}). Save the model again, or restore a copy.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: wanted a JSON object, got {type(config).__name__}. Save the model again.")
+    return config
+
+
+def _first(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    more = f" (and {error.error_count() - 1} more places)" if error.error_count() > 1 else ""
+    return f'"reparam.{".".join(str(part) for part in fault["loc"])}": {fault["msg"]}{more}'

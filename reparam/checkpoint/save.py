@@ -1,0 +1,172 @@
+"""Saving: a folder in timm's Hugging Face layout, complete or not at all."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf  # not re-exported, but the only writer of timm's config.json
+from torch import Tensor, nn
+
+from reparam.atomic import atomic_folder, refuse_foreign
+from reparam.checkpoint.golden import GoldenInputError, make_golden
+from reparam.checkpoint.record import CONFIG_NAME, WEIGHTS_NAME, Base, Golden, Head, Record
+from reparam.checkpoint.tensors import packed
+from reparam.errors import CheckpointError
+from reparam.graph.provenance import Provenance, provenance_of, unwrapped
+from reparam.models.inputs import InputSpec, input_specs
+from reparam.models.known import is_timm, spec_of
+from reparam.models.spec import CONVERTED_PREFIX, ModelSpec
+from reparam.models.weights import weights_digest
+from reparam.ops.base import Operator
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    example_input: Tensor | Sequence[Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `model` to `folder` as config.json and model.safetensors; timm itself reads it if nothing was converted.
+
+    An older checkpoint there is replaced once the new one is complete; other files in the folder stay.
+
+    Args:
+        model: a converted model, or a dense one.
+        example_input: what `forward` takes, a tensor or a tuple of arguments; only its shapes, dtypes and largest
+            integers are kept. Needed where neither the spec nor the plan says it: tokens, or several arguments.
+        extra: JSON-able notes, kept under "reparam.extra".
+
+    Raises:
+        CheckpointError: the folder is not reparam's to replace, or the model cannot be written faithfully.
+    """
+    refuse_foreign(Path(folder).resolve())
+    with atomic_folder(folder, keep_others=True) as draft:
+        write_checkpoint(model, draft, example_input=example_input, extra=extra)
+
+
+def write_checkpoint(
+    model: nn.Module,
+    draft: Path,
+    *,
+    example_input: Tensor | Sequence[Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the two files of `save` into a folder that exists, for callers that make the whole folder atomic."""
+    model = unwrapped(model)
+    record, tensors = _record(model, example_input=example_input, extra=dict(extra or {}))
+    (draft / CONFIG_NAME).write_text(json.dumps(_config(model, record), indent=2) + "\n", encoding="utf-8")
+    try:
+        save_file(tensors, draft / WEIGHTS_NAME, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{draft / WEIGHTS_NAME}: cannot be written: {error}. Check the disk.") from error
+    shutil.copymode(draft / CONFIG_NAME, draft / WEIGHTS_NAME)  # safetensors makes files that only their owner can read
+
+
+def _record(
+    model: nn.Module, *, example_input: Tensor | Sequence[Any] | None, extra: dict[str, Any]
+) -> tuple[Record, dict[str, Tensor]]:
+    provenance = provenance_of(model)
+    spec = _dense_spec(model) if provenance is None else provenance.spec
+    tensors, tied = packed(model)
+    if not (provenance and provenance.plan.steps) and is_timm(model):
+        tensors |= {name: tensors[kept].clone() for name, kept in tied.items()}  # timm wants every name in the file
+    inputs, golden, missing = _golden(model, spec, provenance, example_input)
+    record = Record(
+        recipe=provenance.plan.recipe if provenance else None,
+        plan=provenance.plan if provenance else None,
+        stages=provenance.stages if provenance else None,
+        inputs=inputs,
+        base=_base(spec, provenance),
+        head=_head(model, spec),
+        tied=tied,
+        digest=weights_digest(tensors),
+        golden=golden,
+        golden_missing_because=missing,
+        extra=extra,
+    )
+    return record, tensors
+
+
+def _base(spec: ModelSpec, provenance: Provenance | None) -> Base:
+    if provenance is None:
+        return Base(spec=spec)
+    return Base(spec=spec, weights=provenance.weights, digest=provenance.weights.sha256)
+
+
+def _dense_spec(model: nn.Module) -> ModelSpec:
+    converted = [name for name, module in model.named_modules() if isinstance(module, Operator)]
+    if converted:
+        raise CheckpointError(
+            f"the model holds converted modules ({converted[0]} is one) but no record of its conversion, so it could "
+            "not be loaded again. Save the model that reparam.convert returned."
+        )
+    return spec_of(model)
+
+
+def _golden(
+    model: nn.Module, spec: ModelSpec, provenance: Provenance | None, example_input: Tensor | Sequence[Any] | None
+) -> tuple[tuple[InputSpec, ...] | None, Golden | None, str | None]:
+    """The inputs that the model runs on and its golden values; or None for both, and why."""
+    if example_input is not None:
+        try:
+            return (inputs := input_specs(example_input)), make_golden(model, inputs), None
+        except GoldenInputError as error:
+            raise CheckpointError(f"example_input: {error}. Pass what the model's forward takes.") from error
+    fault = "no input shape is known"
+    for inputs in _known_inputs(spec, provenance):
+        try:
+            return inputs, make_golden(model, inputs), None
+        except GoldenInputError as error:
+            fault = str(error)
+    return None, None, fault
+
+
+def _known_inputs(spec: ModelSpec, provenance: Provenance | None) -> list[tuple[InputSpec, ...]]:
+    """What the model may take, best guess first: a plan tells the shape alone, so pixels, then tokens."""
+    if provenance is not None and provenance.inputs is not None:
+        return [provenance.inputs]
+    shape = provenance.plan.input_shape if provenance else spec.input_size and (1, *spec.input_size)
+    if shape is None:
+        return []
+    return [(InputSpec(shape=shape),), (InputSpec(shape=shape, dtype="int64"),)]
+
+
+def _head(model: nn.Module, spec: ModelSpec) -> Head | None:
+    """The classifier of a timm model that was reset since it was built, or None."""
+    built_with = spec.kwargs.get("num_classes", spec.pretrained_cfg.get("num_classes"))
+    classes = getattr(model, "num_classes", None)
+    if spec.source in ("module", "file") or not isinstance(classes, int) or classes == built_with:
+        return None
+    pool = getattr(model, "global_pool", None)
+    return Head(num_classes=classes, global_pool=pool if isinstance(pool, str) else None)
+
+
+def _config(model: nn.Module, record: Record) -> dict[str, Any]:
+    config = _timm_config(model) if is_timm(model) else _plain_config(model, record.base.spec)
+    if record.plan is not None and record.plan.steps:
+        config["architecture"] = f"{CONVERTED_PREFIX}{config['architecture']}"
+    return config | {"reparam": record.model_dump(mode="json", by_alias=True)}
+
+
+def _timm_config(model: nn.Module) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / CONFIG_NAME
+        save_config_for_hf(model, str(path))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _plain_config(model: nn.Module, spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "architecture": spec.name,
+        "num_classes": getattr(model, "num_classes", spec.kwargs.get("num_classes")),
+        "num_features": getattr(model, "num_features", None),
+        "model_args": spec.kwargs,
+        "pretrained_cfg": spec.pretrained_cfg,
+    }

@@ -1,0 +1,1 @@
+"""Counting and measuring: what a model computes, how long it takes, how large it is."""

@@ -1,0 +1,108 @@
+"""Counts the operations of one run: products by formula, operators by their declaration, the rest listed as uncounted.
+
+One multiply-accumulate is one multiplication and one addition. Counts are per image: those of the run divided by its
+batch size.
+"""
+
+import math
+from collections import Counter
+
+from torch import nn
+
+from reparam.counts import OpCount
+from reparam.ops.base import Operator
+from reparam.trace.record import Op, Trace
+
+#: Operations that move or view data, or create it; they compute nothing.
+_FREE = {
+    "alias", "as_strided", "broadcast_to", "cat", "chunk", "clone", "concat", "contiguous", "data", "detach", "dropout",
+    "empty", "expand", "expand_as", "flatten", "flip", "full", "getitem", "index_select", "meshgrid", "mT", "movedim",
+    "narrow", "new_full", "new_ones", "new_zeros", "ones", "pad", "permute", "repeat", "reshape", "roll", "select",
+    "split", "squeeze", "stack", "swapaxes", "swapdims", "T", "t", "tile", "to", "transpose", "type_as", "unbind",
+    "unflatten", "unfold", "unsqueeze", "view", "view_as", "zeros", "zeros_like", "ones_like", "float", "setitem",
+    "requires_grad",
+}  # fmt: skip
+_ADDS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
+_MULS = {"mul", "rmul", "imul", "multiply"}
+
+
+def count_operations(model: nn.Module, trace: Trace) -> tuple[OpCount, Counter[str]]:
+    """Returns the operations of the whole recorded run, and how often each uncounted torch function ran.
+
+    An operator declares what its own code does; the dense modules it carries along (the activation in an expert) are
+    not its code, so their functions without a formula are listed like all others.
+    """
+    modules = dict(model.named_modules())
+    operators = {path: m for path, m in modules.items() if isinstance(m, Operator)}
+    total, uncounted = OpCount(), Counter[str]()
+    for call in trace.calls:
+        if call.path in operators and not _is_inside(call.path, operators):
+            total += operators[call.path].op_count(*(ref.shape for ref in call.inputs))
+    readers, hidden = _weight_readers(trace, operators)
+    for op in trace.ops:
+        owner = next((operators[path] for path in op.stack if path in operators), None)
+        if op.index in hidden or (owner is not None and _package(modules[op.stack[-1]]) == _package(owner)):
+            continue
+        reader = readers.get(op.index)
+        counted = count_op(op) if reader is None else reader.op_count(op.inputs[0].shape)
+        if counted is None and op.name not in _FREE:
+            uncounted[op.name] += 1
+        elif counted is not None and owner is None:
+            total += counted
+    return total, uncounted
+
+
+def _weight_readers(trace: Trace, operators: dict[str, Operator]) -> tuple[dict[int, Operator], set[int]]:
+    """Products outside an operator that read its weight, by index, and the operations that made the weight.
+
+    Models such as EVA call `F.linear(x, self.qkv.weight)`: the operator's module never runs, its weight does.
+    """
+    readers: dict[int, Operator] = {}
+    hidden: set[int] = set()
+    for op in trace.ops:
+        is_outside = not any(path in operators for path in op.stack)
+        if op.name == "linear" and is_outside and not trace.depends_on_input(op.inputs[1]):
+            made = list(trace.ancestors(op.inputs[1]))
+            read = [op.inputs[1], *(ref for step in made for ref in step.inputs)]
+            owners = {ref.name.rpartition(".")[0] for ref in read if ref.name} & operators.keys()
+            if len(owners) == 1:
+                readers[op.index] = operators[owners.pop()]
+                hidden.update(step.index for step in made)
+    return readers, hidden
+
+
+def _package(module: nn.Module) -> str:
+    return type(module).__module__.partition(".")[0]
+
+
+def _is_inside(path: str, operators: dict[str, Operator]) -> bool:
+    return any(path.startswith(f"{owner}.") for owner in operators)
+
+
+def count_op(op: Op) -> OpCount | None:
+    """Returns the operations of one torch function, None when it has no formula here."""
+    outputs = math.prod(op.output.shape)
+    if op.name == "linear":
+        return _product(outputs, depth=op.inputs[0].shape[-1], has_bias=len(op.inputs) > 2)
+    if op.name == "conv2d":
+        return _product(outputs, depth=math.prod(op.inputs[1].shape[1:]), has_bias=len(op.inputs) > 2)
+    if op.name in {"matmul", "rmatmul", "bmm", "mm"}:
+        return _product(outputs, depth=op.inputs[0].shape[-1], has_bias=False)
+    if op.name == "scaled_dot_product_attention":
+        q, k, v = (ref.shape for ref in op.inputs[:3])
+        return OpCount.multiply_accumulate(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
+    if op.name in _ADDS:
+        return OpCount({("add", "f32"): outputs})
+    if op.name in _MULS:
+        return OpCount({("mul", "f32"): outputs})
+    return None
+
+
+def _product(outputs: int, *, depth: int, has_bias: bool) -> OpCount:
+    bias = OpCount({("add", "f32"): outputs if has_bias else 0})
+    return OpCount.multiply_accumulate(outputs * depth) + bias
+
+
+def per_image(counts: OpCount, batch: int) -> dict[str, int]:
+    """Divides a run's counts by its batch size, as `{"mul.f32": n, ...}`."""
+    return {key: round(n / batch) for key, n in counts.as_dict().items()}

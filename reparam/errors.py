@@ -1,0 +1,53 @@
+"""The one exception tree; every message says where, what was wanted, what was got and what to do.
+
+ReparamError
+├── ModelError         a model that cannot be named, built, or fed
+├── WeightsError       weights that cannot be reached, read, or fitted
+├── RecipeError        a recipe that cannot be found, read, or validated
+│   └── OptionError    one operator option or training setting out of range
+├── PlanError          a plan that the recipe and the model do not allow
+├── RewriteError       a rewrite whose result is not what the plan promised
+├── CheckpointError    a folder that is not an intact reparam checkpoint
+├── DataError          a data set that is missing or does not fit the model
+└── TrainError         a training run that cannot go on
+"""
+
+
+class ReparamError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ModelError(ReparamError):
+    """A model that cannot be named, built, or fed."""
+
+
+class WeightsError(ReparamError):
+    """Weights that cannot be reached, read, or fitted to the model."""
+
+
+class RecipeError(ReparamError):
+    """A recipe that cannot be found, read, or validated."""
+
+
+class OptionError(RecipeError):
+    """One operator option or training setting that is out of its range."""
+
+
+class PlanError(ReparamError):
+    """A plan that the recipe and the model do not allow."""
+
+
+class RewriteError(ReparamError):
+    """A rewrite whose result is not what the plan promised."""
+
+
+class CheckpointError(ReparamError):
+    """A folder that is not an intact reparam checkpoint."""
+
+
+class DataError(ReparamError):
+    """A data set that is missing or does not fit the model."""
+
+
+class TrainError(ReparamError):
+    """A training run that cannot go on."""

@@ -1,0 +1,179 @@
+"""Decides what becomes what: rules pick sites, operators accept or refuse with a reason, the answers are a Plan.
+
+Nothing is changed and no weight is read. A later stage is planned on a meta copy, as the stage before leaves the model.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from reparam.errors import PlanError, RewriteError
+from reparam.graph.attention_surgery import OpenedCore, open_core
+from reparam.graph.find import find_sites
+from reparam.graph.finders.base import Scene
+from reparam.graph.fingerprint import fingerprint
+from reparam.graph.records import Plan, Skip, StagePlan, Step, Totals
+from reparam.graph.rewrite import apply_stage
+from reparam.graph.selector import picks
+from reparam.ops.base import OPERATORS, parse_options
+from reparam.ops.dense import DenseAttention
+from reparam.ops.site import Site
+from reparam.recipe.schema import OPERATOR_KEEP, Recipe, Rule
+from reparam.trace.meta import meta_copy
+from reparam.trace.probe import ExampleInput, as_arguments, probe
+from reparam.trace.record import Trace
+
+Count = Callable[[nn.Module, Trace], Totals]
+
+
+def make_plan(
+    model: nn.Module,
+    recipe: Recipe,
+    example_input: ExampleInput,
+    *,
+    count: Count,
+    stages: int | None = None,
+    allow_partial: bool = False,
+) -> Plan:
+    """Plans the first `stages` stages of a recipe (all by default) for a model; changes nothing.
+
+    Args:
+        model: the dense model; its weights are not read.
+        recipe: the rules.
+        example_input: a tensor or a tuple of arguments; only shapes and dtypes matter.
+        count: totals of a model from the record of its run.
+        stages: how many stages to plan.
+        allow_partial: keep refused sites as they are instead of raising.
+    Raises:
+        PlanError: rules that match nothing and sites that were refused, all of them at once.
+    """
+    planned = meta_copy(model)
+    scene = Scene(planned, probe(planned, example_input))
+    before = count(planned, scene.trace)
+    made: list[StagePlan] = []
+    refused: list[str] = []
+    unused: list[str] = []
+    for number, stage in enumerate(recipe.stages[:stages]):
+        opened: dict[str, OpenedCore] = {}
+        decided = _plan_stage(scene, stage.rules, number, stage.name, opened)
+        made.append(decided)
+        unused += _unused(decided)
+        refused += [] if allow_partial else _refused(decided, number, stage.rules)
+        apply_stage(planned, decided, scene.trace, opened=opened)
+        scene = Scene(planned, probe(planned, example_input))
+    _raise_faults(recipe, unused, refused)
+    return Plan(
+        recipe=recipe,
+        fingerprint=fingerprint(model),
+        input_shape=_first_shape(example_input),
+        stages=tuple(made),
+        before=before,
+        after=count(planned, scene.trace),
+    )
+
+
+def _plan_stage(
+    scene: Scene, rules: Sequence[Rule], number: int, name: str, opened: dict[str, OpenedCore]
+) -> StagePlan:
+    """Decides every site of one stage; forwards of attention that were opened on the way go into `opened`."""
+    steps: list[Step] = []
+    skips: list[Skip] = []
+    used: set[int] = set()
+    for site in find_sites(scene):
+        owner = _converted_around(site, steps)
+        if owner is not None:
+            reason = f'a part of "{owner.site.path}", which becomes {owner.operator}'
+            skips.append(Skip(site=site, cause="inside", reason=reason))
+            continue
+        position = next((i for i, rule in enumerate(rules) if _rule_picks(rule, site)), None)
+        if position is None:
+            skips.append(Skip(site=site, cause="no rule", reason="no rule picks it"))
+            continue
+        used.add(position)
+        decision = _decide(scene, site, rules[position], label(number, position), opened)
+        (steps if isinstance(decision, Step) else skips).append(decision)  # type: ignore[arg-type]
+    unused = tuple(label(number, i) for i, rule in enumerate(rules) if i not in used and not rule.optional)
+    return StagePlan(name=name, steps=tuple(steps), skips=tuple(skips), unused_rules=unused)
+
+
+def label(stage: int, rule: int) -> str:
+    """How messages and plans name a rule."""
+    return f"stage {stage}, rule {rule}"
+
+
+def _rule_picks(rule: Rule, site: Site) -> bool:
+    takes_kind = rule.operator == OPERATOR_KEEP or OPERATORS.get(rule.operator).kind == site.kind
+    return takes_kind and picks(rule.match, site)
+
+
+def _converted_around(site: Site, steps: Sequence[Step]) -> Step | None:
+    """The step that swaps a module around the site; attention keeps its owner, so its parts stay free."""
+    for step in steps:
+        if step.site.kind != "attention" and site.path.startswith(f"{step.site.path}."):
+            return step
+    return None
+
+
+def _decide(scene: Scene, site: Site, rule: Rule, where: str, opened: dict[str, OpenedCore]) -> Step | Skip:
+    if rule.operator == OPERATOR_KEEP:
+        return Skip(site=site, cause="keep", reason=rule.reason or "the recipe keeps it", rule=where)
+    cls = OPERATORS.get(rule.operator)
+    options = parse_options(cls, rule.options, where=where)
+    if site.refusal is None:
+        dense = DenseAttention(site.attention) if site.attention else scene.model.get_submodule(site.path)
+        reason = cls.refuse(site, dense, options) or _refuse_place(site) or _refuse_surgery(scene, site, opened)
+    else:
+        reason = site.refusal
+    if reason is not None:
+        return Skip(site=site, cause="refused", reason=reason, rule=where)
+    return Step(site=site, operator=rule.operator, options=options.model_dump(mode="json"), rule=where)
+
+
+def _refuse_place(site: Site) -> str | None:
+    if site.kind != "attention" and not site.path:
+        return "it is the whole model; wrap it in a module so that it can be swapped"
+    return None
+
+
+def _refuse_surgery(scene: Scene, site: Site, opened: dict[str, OpenedCore]) -> str | None:
+    """An attention whose forward cannot be opened is refused here, where it can be kept, and not in the rewrite."""
+    if site.kind != "attention":
+        return None
+    try:
+        owner, calls = scene.model.get_submodule(site.path), scene.trace.calls_of(site.path)
+        opened[site.path] = open_core(owner, calls, site.path)
+    except RewriteError as error:
+        return str(error).removeprefix(f'"{site.path}": ')
+    return None
+
+
+def _unused(stage: StagePlan) -> list[str]:
+    return [
+        f"{where} matches no site of the model; mark it optional = true or mend its match"
+        for where in stage.unused_rules
+    ]
+
+
+def _refused(stage: StagePlan, number: int, rules: Sequence[Rule]) -> list[str]:
+    accepted = {label(number, i) for i, rule in enumerate(rules) if rule.on_refusal == "keep"}
+    return [
+        f'{skip.rule}: "{skip.site.path}" ({skip.site.type}) is refused: {skip.reason}'
+        for skip in stage.skips
+        if skip.cause == "refused" and skip.rule not in accepted
+    ]
+
+
+def _raise_faults(recipe: Recipe, unused: list[str], refused: list[str]) -> None:
+    if unused or refused:
+        lines = [f'recipe "{recipe.name}", {fault}' for fault in (*unused, *refused)]
+        raise PlanError("\n".join([*lines, *([_PARTIAL_HINT] if refused else [])]))
+
+
+_PARTIAL_HINT = 'To keep refused sites as they are, pass --allow-partial or set on_refusal = "keep" in the rule.'
+
+
+def _first_shape(example_input: ExampleInput) -> tuple[int, ...]:
+    shapes = [tuple(leaf.shape) for leaf in as_arguments(example_input) if isinstance(leaf, Tensor)]
+    if not shapes:
+        raise PlanError("the example input holds no tensor; pass a tensor, or a tuple of arguments with one in it")
+    return shapes[0]

@@ -1,0 +1,1 @@
+"""Models: their names, how they are built with and without memory, and where their weights come from."""

@@ -1,0 +1,297 @@
+"""binary_linear_attention: softmax attention becomes Q(K'V) with Q and K binary, so both products only add.
+
+    out[i] = sum_j s(i, j) v[j] / sum_j s(i, j)  +  depthwise_conv(v)[i],   s(i, j) = (q[i] . k[j] + c) / (D + c)
+
+codes   q, k                       c    s
+sign    sign(x - t) in {-1, +1}    D    (q.k + D) / 2D, the share of equal signs, in [0, 1]
+bit     [x >= t] in {0, 1}         0    q.k / D, in [0, 1]
+real    x / |x|                    1    (cos + 1) / 2, in [0, 1]; not binary, the first rung of the ablation ladder
+
+The same s stands in the numerator and in the normaliser; written out, the sums are linear in the tokens:
+    numerator = q (k' v) + c sum_j v[j],   normaliser = q (k' 1) + c N.
+The threshold t is zero or learned per channel, never computed from the batch. The convolution is two-dimensional over
+the token grid, skips prefix tokens, and starts at zero.
+
+Source: ShiftAddViT, arXiv:2306.06446; EcoFormer, arXiv:2209.09004 (the linear form). Released ShiftAddViT instead
+divides by the L2 norm of the output (`normaliser = "l2"`: 0.5 v + q (k' v) / pi, over its norm), EcoFormer adds c v[i]
+for c sum_j v[j] (`constant_term = "own"`), and the released convolution is 1-D over the token index
+(`conv_layout = "sequence"`). Shapes: q (B, H, N, D), k (B, H, M, D), v (B, H, M, E), out (B, H, N, E).
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reparam.counts import OpCount
+from reparam.ops.base import Example, Operator, OperatorOptions, operator
+from reparam.ops.dense import DenseAttention
+from reparam.ops.precision import compute_dtype
+from reparam.ops.site import AttentionForm, Site, TokenGrid
+from reparam.ops.ste import binarize
+
+_NORM_EPS = 1e-6
+
+
+class BinaryLinearAttentionOptions(OperatorOptions):
+    """Options of `binary_linear_attention`; the defaults are ours."""
+
+    codes: Literal["sign", "bit", "real"] = Field("sign", description="Alphabet of Q and K.")
+    normaliser: Literal["sum", "l2"] = Field("sum", description="Divide by the similarities' sum or the output's norm.")
+    threshold: Literal["zero", "learned"] = Field(
+        "learned", description="Where a channel switches; learned starts at 0."
+    )
+    constant_term: Literal["sum", "own"] = Field(
+        "sum", description="What the constant weighs: all values or the own one."
+    )
+    conv_kernel: Literal[0, 3, 5, 7, 9] = Field(3, description="Width of the depthwise convolution on V; 0 for none.")
+    conv_layout: Literal["grid", "sequence"] = Field(
+        "grid", description="2-D over the token grid or 1-D over the index."
+    )
+    conv_init: Literal["zero", "normal"] = Field("zero", description="Zero starts without the branch's influence.")
+    ste_window: float = Field(1.0, gt=0, description="Half-width around the threshold in which gradients pass.")
+
+
+class TokenConv(nn.Module):
+    """Depthwise convolution of v (B, H, N, E) over the token grid, one filter per channel; prefix tokens get nothing.
+
+    At another image size the grid keeps its aspect ratio.
+    """
+
+    def __init__(self, channels: int, kernel: int, grid: TokenGrid, *, init: Literal["zero", "normal"]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        _init_filter(self.conv.weight, init)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Returns (B, H, N, E)."""
+        batch, heads, tokens, width = v.shape
+        height = self._height(tokens - self.grid.prefix)
+        plane = v[:, :, self.grid.prefix :].transpose(2, 3).reshape(batch, heads * width, height, -1)
+        out = self.conv(plane).reshape(batch, heads, width, -1).transpose(2, 3)
+        return F.pad(out, (0, 0, self.grid.prefix, 0)) if self.grid.prefix else out
+
+    def _height(self, tokens: int) -> int:
+        grid = self.grid
+        if tokens == grid.height * grid.width:
+            return grid.height
+        height = round(math.sqrt(tokens * grid.height / grid.width))
+        if height == 0 or tokens % height:
+            raise ValueError(
+                f"{tokens} tokens fill no grid of aspect {grid.height}:{grid.width}, which the model was traced with"
+            )
+        return height
+
+
+class SequenceConv(nn.Module):
+    """1-D convolution of v (B, H, N, E) along the token index, one filter per head, as ShiftAddViT released it."""
+
+    def __init__(self, heads: int, kernel: int, *, init: Literal["zero", "normal"]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False)
+        _init_filter(self.conv.weight, init)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Returns (B, H, N, E)."""
+        out: Tensor = self.conv(v)
+        return out
+
+
+def _init_filter(weight: Tensor, init: Literal["zero", "normal"]) -> None:
+    if init == "zero":
+        nn.init.zeros_(weight)
+    else:
+        nn.init.normal_(weight, std=math.sqrt(2.0 / weight[0].numel()))
+
+
+@operator("binary_linear_attention", kind="attention", source="arXiv:2306.06446")
+class BinaryLinearAttention(Operator):
+    """softmax(q k') v -> q (k' v), q and k binary.  Before: N*M*(D+E) mul-adds.  After: (N+M)*D*E adds, no exp.
+
+    State: `threshold_q`, `threshold_k` (H, 1, D) when learned; `token_conv.conv.weight`; `output_scale` (H, 1, 1) for
+    l2. Attention dropout has no counterpart and is dropped.
+    """
+
+    Options = BinaryLinearAttentionOptions
+    no_decay = ("threshold_q", "threshold_k", "output_scale")
+
+    def __init__(self, form: AttentionForm, options: BinaryLinearAttentionOptions) -> None:
+        super().__init__()
+        self.form, self.options = form, options
+        is_learned = options.threshold == "learned" and options.codes != "real"
+        shape = (form.heads, 1, form.head_dim)
+        self.threshold_q = nn.Parameter(torch.zeros(shape)) if is_learned else None
+        self.threshold_k = nn.Parameter(torch.zeros(shape)) if is_learned else None
+        self.output_scale = nn.Parameter(torch.ones(form.heads, 1, 1)) if options.normaliser == "l2" else None
+        self.token_conv = self._build_conv()
+
+    def _build_conv(self) -> nn.Module | None:
+        form, options = self.form, self.options
+        if not options.conv_kernel:
+            return None
+        if options.conv_layout == "sequence":
+            return SequenceConv(form.heads, options.conv_kernel, init=options.conv_init)
+        assert form.grid is not None
+        return TokenConv(form.heads * form.value_dim, options.conv_kernel, form.grid, init=options.conv_init)
+
+    def encode(self, x: Tensor, threshold: Tensor | None) -> Tensor:
+        """Returns the codes of q or k, same shape and dtype."""
+        if self.options.codes == "real":
+            return F.normalize(x, dim=-1)
+        low = -1.0 if self.options.codes == "sign" else 0.0
+        return binarize(x if threshold is None else x - threshold, low=low, window=self.options.ste_window)
+
+    @property
+    def constant(self) -> int:
+        """c, the constant in the similarity."""
+        return {"sign": self.form.head_dim, "bit": 0, "real": 1}[self.options.codes]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attends q (B, H, N, D) to k (B, H, M, D) and returns (B, H, N, E)."""
+        if compute_dtype(q) == torch.float16:
+            # Sums over tokens leave float16's range at about a thousand tokens.
+            with torch.autocast(q.device.type, enabled=False):
+                return self._attend(q.float(), k.float(), v.float()).half()
+        return self._attend(q, k, v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = self.encode(q, self.threshold_q), self.encode(k, self.threshold_k)
+        mixed = self._mix_by_sum(q, k, v) if self.options.normaliser == "sum" else self._mix_by_norm(q, k, v)
+        return mixed if self.token_conv is None else mixed + self.token_conv(v)
+
+    def _mix_by_sum(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        numerator = q @ (k.transpose(-2, -1) @ v)
+        normaliser = q @ k.sum(dim=-2).unsqueeze(-1)
+        if self.constant:
+            values = v.sum(dim=-2, keepdim=True) if self.options.constant_term == "sum" else v
+            numerator = numerator + self.constant * values
+            normaliser = normaliser + self.constant * k.shape[-2]
+        # Sums of binary codes are whole numbers: 0 only where every similarity is 0, and so is the numerator.
+        smallest = _NORM_EPS if self.options.codes == "real" else 1.0
+        return numerator / normaliser.clamp_min(smallest)
+
+    def _mix_by_norm(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self.output_scale is not None
+        mixed = 0.5 * v + (q @ (k.transpose(-2, -1) @ v)) / math.pi
+        return F.normalize(mixed, dim=-1, eps=_NORM_EPS) * self.output_scale
+
+    @classmethod
+    def refuse(cls, site: Site, dense: nn.Module, options: BinaryLinearAttentionOptions) -> str | None:
+        """Takes self-attention over tokens; the 2-D convolution needs a known token grid."""
+        form = site.attention
+        assert form is not None
+        if form.query_tokens == 1:
+            return "there is one query, so the attention is already linear in the tokens"
+        needs_own = options.normaliser == "l2" or options.constant_term == "own" or options.conv_kernel
+        if form.query_tokens != form.key_tokens and needs_own:
+            return (
+                f"{form.query_tokens} queries attend to {form.key_tokens} keys, so a query has no value of its own for "
+                'the convolution, the L2 normaliser or constant_term = "own"; set conv_kernel = 0, normaliser = "sum"'
+            )
+        if options.conv_kernel and options.conv_layout == "grid" and form.grid is None:
+            return f"no token grid for the convolution ({form.grid_missing_because}); set conv_kernel = 0"
+        return None
+
+    @classmethod
+    def from_dense(cls, dense: nn.Module, site: Site, options: BinaryLinearAttentionOptions) -> "BinaryLinearAttention":
+        """Starts at zero thresholds and, by default, a zero convolution: there are no weights to carry over."""
+        assert site.attention is not None
+        return cls(site.attention, options)
+
+    def op_count(self, *input_shapes: tuple[int, ...]) -> OpCount:
+        """The two products and their sums as additions, one division per output, the convolution as multiply-adds.
+
+        The constant times the summed values is a multiplication per channel and head (a shift where D is a power of
+        two).
+        """
+        batch, heads, queries, width = input_shapes[0]
+        keys, value_width = input_shapes[1][-2], input_shapes[2][-1]
+        rows, products = batch * heads, (queries + keys) * width * value_width
+        outputs = queries * value_width
+        if self.options.normaliser == "l2":
+            norm = {("mul", "f32"): 3 * outputs, ("add", "f32"): 2 * outputs, ("sqrt", "f32"): queries}
+            mixing = OpCount({**norm, ("div", "f32"): outputs}) * rows  # type: ignore[dict-item]
+        else:
+            is_sum = self.options.constant_term == "sum"
+            constant = bool(self.constant) * (keys * value_width * is_sum + outputs + queries)
+            scaled = bool(self.constant) * (value_width if is_sum else outputs)
+            sums = keys * width + queries * width + constant
+            mixing = OpCount({("add", "f32"): sums, ("mul", "f32"): scaled, ("div", "f32"): outputs}) * rows
+        if self.options.codes == "real":
+            product = OpCount.multiply_accumulate(products * rows)
+        else:
+            codes = (queries + keys) * width
+            product = OpCount({("add", "f32"): products, ("cmp", "f32"): codes}) * rows
+        return product + mixing + self._conv_count(rows, keys, value_width)
+
+    def _conv_count(self, rows: int, tokens: int, width: int) -> OpCount:
+        if self.token_conv is None:
+            return OpCount()
+        grid, kernel = self.form.grid, self.options.conv_kernel
+        is_grid = self.options.conv_layout == "grid" and grid is not None
+        taps = kernel**2 if is_grid else kernel
+        convolved = tokens - (grid.prefix if is_grid and grid else 0)
+        return OpCount.multiply_accumulate(rows * convolved * width * taps) + OpCount(
+            {("add", "f32"): rows * convolved * width}
+        )
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        """Alphabets, normalisers and both convolutions; refused: one query, fewer keys, no grid."""
+        heads, width = 2, 4
+        grid = TokenGrid(prefix=1, height=2, width=3)
+
+        def example(name: str, refusal: str | None = None, **fields: Any) -> Example:
+            queries, keys = fields.pop("queries", 7), fields.pop("keys", 7)
+            form = AttentionForm(
+                heads=heads, head_dim=width, value_dim=width, query_tokens=queries, key_tokens=keys, scale=0.5,
+                is_fused=True, grid=fields.pop("grid", grid), grid_missing_because="the tokens come from no image",
+            )  # fmt: skip
+            shape = (2, heads, queries, width)
+            site = Site(
+                path="attn",
+                kind="attention",
+                type="user.Attention",
+                input_shape=shape,
+                output_shape=shape,
+                attention=form,
+            )
+            return Example(
+                name=name,
+                site=site,
+                dense=lambda: DenseAttention(form),
+                inputs=lambda: (torch.randn(shape), *(torch.randn(2, heads, keys, width) for _ in range(2))),
+                options=BinaryLinearAttentionOptions(**fields),
+                refusal=refusal,
+            )
+
+        return [
+            example("sign"),
+            example("bit", codes="bit"),
+            example("real", codes="real"),
+            example("zero-threshold", threshold="zero"),
+            example("own-constant", constant_term="own"),
+            example("no-conv", conv_kernel=0, grid=None),
+            example("cross", conv_kernel=0, keys=5),
+            example(
+                "released", codes="bit", normaliser="l2", conv_kernel=9, conv_layout="sequence", conv_init="normal"
+            ),
+            example(
+                "one-query", queries=1, refusal="there is one query, so the attention is already linear in the tokens"
+            ),
+            example(
+                "fewer-keys-with-conv",
+                keys=5,
+                refusal="7 queries attend to 5 keys, so a query has no value of its own for the convolution, the L2 "
+                'normaliser or constant_term = "own"; set conv_kernel = 0, normaliser = "sum"',
+            ),
+            example(
+                "no-grid",
+                grid=None,
+                refusal="no token grid for the convolution (the tokens come from no image); set conv_kernel = 0",
+            ),
+        ]

@@ -1,0 +1,78 @@
+"""Training settings: one table for the recipe's `finetune`, the flags of `reparam finetune`, and `args.yaml`.
+
+Names and meanings are timm's (`train.py`); what differs is the default, because fine-tuning a pretrained
+model wants a low rate, few epochs and its dense original as the teacher.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def setting(default: Any, help: str, *, flag: str | None = None, short: str | None = None) -> Any:
+    """One setting: its default, its one-line help, and its flag where the dashed field name is not timm's flag."""
+    return field(default=default, metadata={"help": help, "flag": flag, "short": short})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """How a stage is trained. Lengths are epochs unless the name says otherwise; `lr` is absolute, not scaled."""
+
+    epochs: int = setting(10, "Epochs to train each stage.")
+    batch_size: int = setting(
+        128, "Images per micro-batch on this process; a step sees this times `grad_accum_steps`.", short="b"
+    )
+    validation_batch_size: int = setting(0, "Images per evaluation batch; 0 means the training batch size.", short="vb")
+    grad_accum_steps: int = setting(1, "Micro-batches per optimiser step.")
+    seed: int = setting(42, "Seed of every random generator.")
+
+    opt: str = setting("adamw", "Optimiser, by timm's name.")
+    lr: float = setting(1e-4, "Peak learning rate, absolute.")
+    weight_decay: float = setting(
+        0.05, "Decay of matrices; shifts, signs, thresholds, routers, norms, biases get none."
+    )
+    momentum: float = setting(0.9, "Momentum of SGD-like optimisers.")
+    clip_grad: float | None = setting(1.0, "Largest gradient norm; none for no clipping.")
+    layer_decay: float | None = setting(None, "Factor on the learning rate from one layer to the one below.")
+    sched: str = setting("cosine", "Learning-rate schedule, by timm's name.")
+    warmup_epochs: int = setting(0, "Epochs of linear warm-up.")
+    warmup_lr: float = setting(1e-7, "Learning rate at the start of warm-up.")
+    min_lr: float = setting(1e-6, "Learning rate at the end of the schedule.")
+    cooldown_epochs: int = setting(0, "Epochs at `min_lr` after the schedule.")
+
+    smoothing: float = setting(0.1, "Label smoothing.")
+    mixup: float = setting(0.0, "Mixup alpha; 0 turns it off.")
+    cutmix: float = setting(0.0, "CutMix alpha; 0 turns it off.")
+    no_aug: bool = setting(False, "Train on resized images without augmentation.")
+    scale: tuple[float, float] = setting((0.08, 1.0), "Range of the random crop's area.")
+    ratio: tuple[float, float] = setting((0.75, 4 / 3), "Range of the random crop's aspect ratio.")
+    hflip: float = setting(0.5, "Probability of a horizontal flip.")
+    vflip: float = setting(0.0, "Probability of a vertical flip.")
+    color_jitter: float = setting(0.4, "Colour jitter factor; 0 turns it off.")
+    aa: str | None = setting(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1.")
+    reprob: float = setting(0.0, "Probability of random erasing.")
+    drop_path: float | None = setting(
+        None, "Largest stochastic-depth rate, at the last block; none keeps the model's own."
+    )
+
+    model_ema: bool = setting(
+        False, "Keep a warmed-up exponential moving average of the weights; evaluate and save it."
+    )
+    model_ema_decay: float = setting(0.9998, "Decay of the moving average once it is warm.")
+
+    distill_loss_weight: float = setting(
+        1.0, "Weight of the logit distillation from the dense original; 0 turns it off."
+    )
+    task_loss_weight: float = setting(1.0, "Weight of the loss on the labels.")
+    kd_temperature: float = setting(2.0, "Softmax temperature of the distillation.")
+    balance_loss_weight: float = setting(0.01, "Weight of the latency-aware load-balancing loss.")
+
+    amp: bool = setting(False, "Train under autocast.")
+    amp_dtype: str = setting("bfloat16", "Autocast type: bfloat16 or float16.")
+    channels_last: bool = setting(False, "Keep images and convolutions channels-last.")
+    grad_checkpointing: bool = setting(False, "Recompute activations in backward to save memory.")
+    workers: int = setting(2, "Loader processes.", short="j")
+    log_interval: int = setting(50, "Steps between two refreshed progress figures.")
+    checkpoint_hist: int = setting(2, "Checkpoints kept.")
+
+
+SETTING_NAMES: tuple[str, ...] = tuple(f.name for f in fields(TrainSettings))

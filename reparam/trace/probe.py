@@ -1,0 +1,153 @@
+"""Runs a model once on the meta device under a recorder that keeps every operation with its module call stack."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from reparam.errors import ModelError
+from reparam.trace.meta import meta_copy
+from reparam.trace.record import ModuleCall, Op, Ref, Trace
+
+ExampleInput = Tensor | tuple[Any, ...]
+
+
+class Recorder(TorchFunctionMode):
+    """Writes each torch function that returns tensors into a `Trace`, with the modules whose forward is running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.stack: list[str] = []
+        self.tag: Any = None
+        self._refs: dict[int, Ref] = {}
+
+    def name_state(self, module: nn.Module) -> None:
+        """Gives the parameters and buffers of `module` their dotted names in the trace."""
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            self._new_ref(tensor, name)
+
+    def ref(self, tensor: Tensor) -> Ref:
+        """The record's name for a tensor, made on first sight."""
+        return self._refs.get(id(tensor)) or self._new_ref(tensor)
+
+    def refs(self, tree: Any) -> tuple[Ref, ...]:
+        """The record's names for all tensors in a nested structure."""
+        return tuple(self.ref(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+    def _new_ref(self, tensor: Tensor, name: str | None = None) -> Ref:
+        ref = Ref(len(self.trace.tensors), tuple(tensor.shape), name)
+        self.trace.tensors.append(tensor)
+        self._refs[id(tensor)] = ref
+        return ref
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Operands are named before the call, because an in-place function returns one of them.
+        inputs = self.refs((args, kwargs))
+        named_args, named_kwargs = pytree.tree_map(self._to_ref, (tuple(args), dict(kwargs)))
+        result = func(*args, **kwargs)
+        if func is Tensor.__iter__:
+            result = list(result)  # `q, k, v = qkv`: the items are the outputs, not the iterator
+        # An assignment to elements returns nothing; what it wrote to holds another value from here on.
+        written = args[:1] if func is Tensor.__setitem__ else result
+        outputs = [leaf for leaf in pytree.tree_leaves(written) if isinstance(leaf, Tensor)]
+        if outputs:
+            op = Op(
+                index=len(self.trace.ops), name=_name(func), function=func, args=named_args, kwargs=named_kwargs,
+                inputs=inputs, outputs=tuple(self._fresh(tensor) for tensor in outputs),
+                stack=tuple(self.stack), tag=self.tag,
+            )  # fmt: skip
+            self.trace.add(op)
+        return iter(result) if func is Tensor.__iter__ else result
+
+    def _to_ref(self, leaf: Any) -> Any:
+        return self.ref(leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _fresh(self, tensor: Tensor) -> Ref:
+        known = self._refs.get(id(tensor))
+        return known if known is not None and known.name is not None else self._new_ref(tensor)
+
+
+def _name(function: Any) -> str:
+    name: str = getattr(function, "__name__", type(function).__name__)
+    if name == "__get__":
+        name = getattr(function.__self__, "__name__", name)
+    return name.strip("_").removesuffix("_")
+
+
+@contextmanager
+def watch_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """While open, calls of `model`'s modules are kept in the recorder's stack and trace."""
+    open_calls: list[tuple[tuple[Ref, ...], int]] = []
+    handles = []
+
+    def enter(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            recorder.stack.append(path)
+            open_calls.append((recorder.refs((args, kwargs)), len(recorder.trace.ops)))
+
+        return hook
+
+    def leave(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            recorder.stack.pop()
+            inputs, first_op = open_calls.pop()
+            call = ModuleCall(
+                path=path, args=tuple(args), kwargs=dict(kwargs), inputs=inputs, outputs=recorder.refs(result),
+                first_op=first_op, end_op=len(recorder.trace.ops), is_training=module.training,
+            )  # fmt: skip
+            recorder.trace.calls.append(call)
+
+        return hook
+
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(path), prepend=True, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave(path), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_arguments(example_input: ExampleInput) -> tuple[Any, ...]:
+    """The positional arguments that an example input stands for."""
+    return example_input if isinstance(example_input, tuple) else (example_input,)
+
+
+def probe(model: nn.Module, example_input: ExampleInput, *, training: bool = False) -> Trace:
+    """Runs a meta copy of `model` once and returns the record; the model itself is not touched.
+
+    Args:
+        model: any module; its weights are not read.
+        example_input: a tensor, or a tuple of positional arguments; only shapes and dtypes of tensors matter.
+        training: the mode in which the copy runs.
+    Raises:
+        ModelError: the model cannot run on the example input.
+    """
+    duplicate = meta_copy(model).train(training)
+    recorder = Recorder()
+    recorder.name_state(duplicate)
+    args = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), as_arguments(example_input))
+    recorder.trace.inputs = recorder.refs(args)
+    try:
+        with torch.no_grad(), watch_modules(duplicate, recorder), recorder:
+            result = duplicate(*args)
+    except Exception as error:
+        raise ModelError(_cannot_run(model, args, error)) from error
+    recorder.trace.outputs = recorder.refs(result)
+    return recorder.trace
+
+
+def _cannot_run(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
+    shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{type(model).__name__} cannot run on the example input {shapes} without data: {reason}. "
+        "Pass an example input that the model takes; its forward must not read values of tensors."
+    )

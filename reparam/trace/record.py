@@ -1,0 +1,107 @@
+"""The record of one run: values, operations in order, and module calls; the raw material of finders and counts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A tensor in the record: its number, and the dotted name when it is a parameter or buffer."""
+
+    number: int
+    shape: tuple[int, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One call of a torch function; tensors in `args` and `kwargs` are replaced by `Ref`s.
+
+    `stack` holds the dotted paths of the modules whose forward was running, outermost first; the model itself is "".
+    `tag` is whatever the recorder was told the operation belongs to.
+    """
+
+    index: int
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+    stack: tuple[str, ...]
+    tag: Any = None
+
+    @property
+    def output(self) -> Ref:
+        """The first output."""
+        return self.outputs[0]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument given by position or by name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleCall:
+    """One call of a module: its raw arguments, its tensors, and the operations `[first_op, end_op)` it ran."""
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+    first_op: int
+    end_op: int
+    is_training: bool
+
+
+@dataclass(slots=True)
+class Trace:
+    """Everything one run did. `tensors` keeps the recorded tensors alive, so that identities stay unique."""
+
+    ops: list[Op] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
+    inputs: tuple[Ref, ...] = ()
+    outputs: tuple[Ref, ...] = ()
+    tensors: list[Tensor] = field(default_factory=list)
+    producers: dict[int, Op] = field(default_factory=dict)
+    consumers: dict[int, list[Op]] = field(default_factory=dict)
+
+    def add(self, op: Op) -> None:
+        """Appends an operation and indexes it by its operands."""
+        self.ops.append(op)
+        for ref in op.outputs:
+            self.producers[ref.number] = op
+        for ref in dict.fromkeys(op.inputs):
+            self.consumers.setdefault(ref.number, []).append(op)
+
+    def producer(self, ref: Ref) -> Op | None:
+        """The operation that made a value, None for inputs and parameters."""
+        return self.producers.get(ref.number)
+
+    def users(self, ref: Ref) -> list[Op]:
+        """The operations that read a value."""
+        return self.consumers.get(ref.number, [])
+
+    def calls_of(self, path: str) -> list[ModuleCall]:
+        """The calls of the module at `path`, in order."""
+        return [call for call in self.calls if call.path == path]
+
+    def ancestors(self, ref: Ref) -> Iterator[Op]:
+        """The operations that a value depends on, nearest first."""
+        seen: set[int] = set()
+        queue = [ref]
+        for value in queue:
+            op = self.producer(value)
+            if op is not None and op.index not in seen:
+                seen.add(op.index)
+                yield op
+                queue.extend(op.inputs)
+
+    def depends_on_input(self, ref: Ref) -> bool:
+        """Whether a value depends on the model's input, and not on parameters alone."""
+        numbers = {value.number for value in self.inputs}
+        return ref.number in numbers or any(v.number in numbers for op in self.ancestors(ref) for v in op.inputs)

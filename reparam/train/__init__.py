@@ -1,0 +1,1 @@
+"""Training and evaluation: data, objective, loop and records; one process here, many through the same engine."""

@@ -1,0 +1,108 @@
+"""The one place that knows the engine, HF Accelerate: device, precision, and how gradients are stepped.
+
+Accelerate changes the `forward` of whatever it prepares. A thin container is prepared instead of the model, so the
+model that is saved, averaged and evaluated stays as it was, under DDP and autocast too.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+
+from reparam.errors import OptionError, TrainError
+from reparam.recipe.settings import TrainSettings
+
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+class Student(nn.Module):
+    """The container that is prepared in the model's place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the model's logits (B, K) of images (B, C, H, W)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+
+class Engine:
+    """One model and its optimiser on one device, stepped by Accelerate."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainSettings, *, device: torch.device
+    ) -> None:
+        self.accelerator = _accelerator(settings, device)
+        self._clip = settings.clip_grad
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.student, self.optimizer = self.accelerator.prepare(Student(model), optimizer)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes files and talks."""
+        return bool(self.accelerator.is_main_process)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward pass, for what runs beside the student, such as the teacher."""
+        precision: AbstractContextManager[Any] = self.accelerator.autocast()
+        return precision
+
+    def accumulation(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """Around each micro-batch: only the last one of a step exchanges gradients with other processes."""
+        return nullcontext() if is_last else self.accelerator.no_sync(self.student)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of the loss, scaled where the precision needs it."""
+        self.accelerator.backward(loss)
+
+    def step(self) -> None:
+        """Clips, steps the optimiser, and clears the gradients."""
+        if self._clip is not None:
+            self.accelerator.clip_grad_norm_(self._parameters, self._clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Returns the named device, or CUDA where there is one, else the CPU; raises TrainError when it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainError(f'no device is called "{name}"; say cpu, cuda or cuda:1') from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TrainError(f"there is no {name} here, only {torch.cuda.device_count()} CUDA devices; say --device cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Accelerate takes the current one
+    return device
+
+
+def image_shares(micro_batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    """The share of a step's images in each of its micro-batches: the weight of its mean loss; they sum to 1."""
+    sizes = [len(images) for images, _ in micro_batches]
+    return [size / sum(sizes) for size in sizes]
+
+
+def _accelerator(settings: TrainSettings, device: torch.device) -> Accelerator:
+    precision = _PRECISIONS[settings.amp_dtype] if settings.amp else "no"
+    if precision == "fp16" and device.type == "cpu":
+        raise OptionError('amp_dtype = "float16" needs a GPU; on a CPU say amp_dtype = "bfloat16"')
+    _forget_other_state(precision, device)
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def _forget_other_state(precision: str, device: torch.device) -> None:
+    """Accelerate keeps one state per process and refuses another precision; the stages of a run may differ in it."""
+    state = AcceleratorState._shared_state
+    if not state:
+        return
+    moves = state["device"].type != device.type
+    if moves or state["_mixed_precision"] != precision:
+        AcceleratorState._reset_state(reset_partial_state=moves and PartialState().num_processes == 1)

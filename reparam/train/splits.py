@@ -1,0 +1,186 @@
+"""Splits of a data set, opened through timm: folders checked, classes compared with the model, bad images named."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data import ImageDataset, IterableImageDataset, create_dataset
+from torch.utils.data import Dataset, IterableDataset
+
+from reparam.errors import DataError
+from reparam.recipe.data_settings import DataSettings
+
+_SYNONYMS: tuple[tuple[str, ...], ...] = (("train", "training"), ("validation", "valid", "val", "evaluation", "eval"))
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """One opened split. `classes` maps names to indices, empty when unknown; `where` is for messages."""
+
+    images: "Samples | IterableDataset[Any]"
+    classes: Mapping[str, int]
+    where: str
+
+
+class Samples(Dataset[tuple[Any, int]]):
+    """Images of a counted data set in one colour mode; an image that cannot be read raises a DataError with its name.
+
+    timm puts the transform in place when it makes the loader. Unlike timm's own data set, no bad image is skipped.
+    """
+
+    def __init__(self, source: Any, *, mode: str, where: str) -> None:
+        self.source, self.mode, self.where = source, mode, where
+        self.transform: Callable[[Image.Image], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            image, target = self._read(index)
+        except KeyError as error:
+            raise DataError(
+                f"{self.where}: there is no column {error}; name the columns with --input-key and --target-key"
+            ) from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{self._name(index)}: cannot be read as an image ({error}). Repair or remove it."
+            ) from error
+        return (image if self.transform is None else self.transform(image)), target
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        if not isinstance(self.source, ImageDataset):
+            image, target = self.source[index]
+            return image.convert(self.mode), target
+        file, target = self.source.reader[index]
+        with file, Image.open(file) as image:
+            return image.convert(self.mode), target
+
+    def _name(self, index: int) -> str:
+        try:
+            return str(self.source.reader.filename(index, absolute=True))
+        except (AttributeError, NotImplementedError, AssertionError, TypeError, KeyError):
+            return f"{self.where}, image {index}"
+
+
+def open_split(
+    data: DataSettings,
+    split: str,
+    *,
+    channels: int,
+    is_training: bool = False,
+    is_root_allowed: bool = False,
+    classes: Mapping[str, int] | None = None,
+) -> Split:
+    """Opens one split.
+
+    Args:
+        data: which data set.
+        split: name of the split.
+        channels: of an image, 1, 3 or 4.
+        is_training: shuffles a streamed data set.
+        is_root_allowed: an image folder without any split folder is then itself the split.
+        classes: names to indices, in place of the data set's own.
+    Raises:
+        DataError: nothing there, nothing in it, or nothing that can be read.
+    """
+    if channels not in _MODES:
+        raise DataError(f"the model takes {channels} channels, and images can be read with 1, 3 or 4 only")
+    root, where = _root(data, split, is_root_allowed=is_root_allowed)
+    mode = _MODES[channels]
+    options: dict[str, Any] = {
+        "root": root,
+        "split": split,
+        "search_split": False,
+        "class_map": dict(classes) if classes else data.class_map or None,
+        "is_training": is_training,
+        "download": data.dataset_download,
+        "num_samples": data.train_num_samples if is_training else data.val_num_samples,
+        "input_img_mode": mode,
+        "input_key": data.input_key,
+        "target_key": data.target_key,
+    }
+    try:
+        source = create_dataset(data.dataset, **options)
+    except Exception as error:  # any reader of any library may be behind the name; the user needs one sentence
+        raise DataError(
+            f"{where}: cannot be opened as a data set: {_first_line(error)}{_advice(data, error)}"
+        ) from error
+    names = _class_index(source)
+    if isinstance(source, IterableImageDataset):
+        return Split(images=source, classes=names, where=where)
+    if not len(source):
+        raise DataError(f"{where}: the split has no images")
+    return Split(images=Samples(source, mode=mode, where=where), classes=names, where=where)
+
+
+def check_folders(data: DataSettings) -> None:
+    """Raises DataError, before anything costs time, when no data is named or a split's folder is not there."""
+    for split in (data.train_split, data.val_split):
+        _root(data, split, is_root_allowed=False)
+
+
+def check_classes(split: Split, *, num_classes: int, is_mapped: bool) -> None:
+    """Raises DataError unless the classes are the model's outputs; under a class map they may be a part."""
+    found = len(split.classes)
+    if not found or found == num_classes or (is_mapped and max(split.classes.values()) < num_classes):
+        return
+    some = ", ".join(list(split.classes)[:4]) + (", ..." if found > 4 else "")
+    raise DataError(
+        f"{split.where}: {found} classes ({some}), but the model has {num_classes} outputs. Make a model with "
+        f"--num-classes {found}, or map the names to the model's outputs with --class-map FILE."
+    )
+
+
+def missing_classes(train: Split, val: Split) -> tuple[str, ...]:
+    """Class names of the evaluation split that the training split lacks."""
+    return tuple(name for name in val.classes if train.classes and name not in train.classes)
+
+
+def _root(data: DataSettings, split: str, *, is_root_allowed: bool) -> tuple[str | None, str]:
+    """The folder to read and the words for messages; only image folders are looked at here."""
+    if data.dataset:
+        return data.data_dir, f"{data.dataset} ({split})"
+    if not data.data_dir:
+        raise DataError("no data: name an image folder with --data-dir DIR, or a data set with --dataset hfds/NAME")
+    root = Path(data.data_dir)
+    if not root.exists():
+        raise DataError(f"{root}: no such folder. Give --data-dir the folder that holds {split}/CLASS/IMAGE files.")
+    folder = root if root.is_file() else _split_folder(root, split, is_root_allowed=is_root_allowed)
+    return str(folder), str(folder)
+
+
+def _split_folder(root: Path, split: str, *, is_root_allowed: bool) -> Path:
+    names = list(dict.fromkeys((split, *next((known for known in _SYNONYMS if split in known), ()))))
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    if is_root_allowed and not any(name in known for known in _SYNONYMS for name in folders):
+        return root
+    held = ", ".join(folders[:6]) + (", ..." if len(folders) > 6 else "") if folders else "no folders"
+    raise DataError(
+        f'{root}: no split "{split}" (folder {" or ".join(names)}); it holds {held}. '
+        "Name the folders with --train-split and --val-split."
+    )
+
+
+def _class_index(source: Any) -> Mapping[str, int]:
+    index = getattr(getattr(source, "reader", source), "class_to_idx", None)
+    return dict(index) if index else {}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _advice(data: DataSettings, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return ". Install what it needs, for hfds/ the package datasets."
+    if data.dataset.lower().startswith("torch/") and not data.dataset_download:
+        return ". Pass --dataset-download to fetch it."
+    return ""

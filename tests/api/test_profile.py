@@ -1,0 +1,71 @@
+"""`reparam.profile`: counts that agree with the plan, sizes of files, and a latency measured here or none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import reparam
+from reparam.errors import ModelError
+from tests.pico import FULL, cnn, images, inline_net, vit
+
+PICO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def test_the_counts_of_a_module_are_those_of_its_plan() -> None:
+    plan = reparam.plan(vit(), FULL, example_input=images())
+    profiled = reparam.profile(vit(), example_input=images(), measure=False)
+    assert (profiled.parameters, profiled.operations) == (plan.before.parameters, plan.before.operations)
+    assert profiled.uncounted == plan.before.uncounted
+    assert (profiled.name, profiled.latency, profiled.file_bytes) == ("VisionTransformer", None, None)
+
+
+def test_counts_are_per_image_whatever_the_batch() -> None:
+    one, eight = (reparam.profile(cnn(), example_input=images(b), measure=False).operations for b in (1, 8))
+    assert one == eight
+
+
+def test_a_checkpoint_is_counted_as_converted_and_its_file_is_weighed(tmp_path: Path) -> None:
+    conversion = reparam.convert(
+        "vit_tiny_patch16_224", "shiftaddvit", weights="none", img_size=16, model_kwargs=PICO, out=tmp_path / "run"
+    )
+    profiled = reparam.profile(tmp_path / "run", measure=False)
+    assert profiled.operations == conversion.plan.after.operations
+    assert profiled.file_bytes == (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert profiled.operations["shift.f32"] > 0
+
+
+def test_a_latency_is_measured_on_the_batch_that_was_asked_for() -> None:
+    model = reparam.convert(vit(), FULL, example_input=images()).model
+    latency = reparam.profile(model, batch_size=3).latency
+    assert latency is not None
+    assert (latency.batch_size, latency.device) == (3, "cpu")
+    assert latency.median_ms > 0
+
+
+def test_measuring_leaves_the_modes_of_a_module_alone() -> None:
+    model = inline_net().train()
+    model.blocks[0].eval()
+    reparam.profile(model, example_input=images())
+    assert model.training
+    assert not model.blocks[0].training
+    assert model.blocks[1].training
+
+
+def test_a_module_whose_input_nothing_tells_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"nothing says what .*Linear takes as input; pass example_input="):
+        reparam.profile(nn.Sequential(nn.Linear(4, 4))[0], measure=False)
+
+
+def test_a_model_by_name_is_counted_without_weights() -> None:
+    profiled = reparam.profile("deit_tiny", measure=False)
+    assert profiled.name == "deit_tiny_patch16_224"
+    assert profiled.parameters == 5_717_416
+    assert profiled.operations["mul.f32"] / 1e9 == pytest.approx(1.3, abs=0.05)
+
+
+def test_integer_inputs_are_counted_as_they_are() -> None:
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8))
+    profiled = reparam.profile(model, example_input=torch.zeros(2, 5, dtype=torch.int64), measure=False)
+    assert profiled.operations["mul.f32"] == 5 * 64

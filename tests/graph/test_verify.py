@@ -1,0 +1,174 @@
+"""Verification must catch a wrong rewrite, say where, and leave the model as it was."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam.errors import RewriteError
+from reparam.graph import attention_surgery
+from reparam.graph import rewrite as rewriting
+from reparam.graph.attention_match import AttentionMatch
+from reparam.graph.attention_surgery import installed, open_core
+from reparam.graph.find import find_sites
+from reparam.graph.finders.base import Scene
+from reparam.graph.rewrite import rewrite
+from reparam.ops.binary_attention import BinaryLinearAttention
+from reparam.ops.dense import DenseAttention
+from reparam.ops.shift import ShiftLinear
+from reparam.trace.probe import probe
+from tests.pico import ATTENTION, FULL, KEEP_HEAD, LINEAR, SPELLINGS, images, plan_for, recipe, token_net, vit
+
+Sabotage = Callable[[AttentionMatch], AttentionMatch]
+
+
+def swap_q_and_k(match: AttentionMatch) -> AttentionMatch:
+    return dataclasses.replace(match, q=match.k, k=match.q)
+
+
+def take_q_for_v(match: AttentionMatch) -> AttentionMatch:
+    return dataclasses.replace(match, v=match.q)
+
+
+def flip_transpose(match: AttentionMatch) -> AttentionMatch:
+    return dataclasses.replace(match, k_is_transposed=not match.k_is_transposed)
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, how: Sabotage, *, only: str = "") -> None:
+    """Makes the surgery on paths that end with `only` go wrong."""
+    honest = attention_surgery._single_match
+
+    def match(owner: Any, path: str) -> AttentionMatch:
+        found = honest(owner, path)
+        return how(found) if path.endswith(only) else found
+
+    monkeypatch.setattr(attention_surgery, "_single_match", match)
+
+
+def snapshot(model: nn.Module) -> tuple[Any, ...]:
+    modules = [(path, id(m), type(m), m.training, list(m._forward_hooks)) for path, m in model.named_modules()]
+    return modules, [(name, id(p)) for name, p in model.named_parameters()], list(model.state_dict())
+
+
+@pytest.mark.parametrize("spelling", ["scale after", "permuted keys", "fused"])
+@pytest.mark.parametrize("how", [swap_q_and_k, take_q_for_v, flip_transpose])
+def test_a_wrong_surgery_is_caught_and_the_model_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, spelling: str, how: Sabotage
+) -> None:
+    model = token_net(spelling)
+    plan = plan_for(model, recipe([ATTENTION]))
+    before, output = snapshot(model), model(images())
+    sabotage(monkeypatch, how)
+    with pytest.raises(RewriteError, match=r'"attn" \(Attention\): with an exact core .*operator = "keep"'):
+        rewrite(model, plan, images())
+    assert snapshot(model) == before
+    assert torch.equal(model(images()), output)
+
+
+def test_a_fault_in_a_later_owner_takes_the_earlier_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit().train()
+    plan = plan_for(model, recipe([LINEAR], [ATTENTION]))
+    before = snapshot(model)
+    sabotage(monkeypatch, swap_q_and_k, only="blocks.1.attn")
+    with pytest.raises(RewriteError, match=r'"blocks\.1\.attn"'):
+        rewrite(model, plan, images())
+    assert snapshot(model) == before
+
+
+def test_a_surgery_that_loses_the_core_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = token_net("fused")
+    plan = plan_for(model, recipe([ATTENTION]))
+    monkeypatch.setattr(attention_surgery, "swap_forward", lambda owner, sources: None)
+    with pytest.raises(RewriteError, match="its output does not depend on the core that was put in"):
+        rewrite(model, plan, images())
+
+
+def test_without_verification_a_wrong_surgery_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above would prove nothing if something else caught the sabotage."""
+    model = token_net("fused")
+    plan = plan_for(model, recipe([ATTENTION]))
+    sabotage(monkeypatch, swap_q_and_k)
+    rewrite(model, plan, images(), verify=False)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_an_exact_core_gives_the_originals_bits_in_both_modes(spelling: str, training: bool) -> None:
+    model = token_net(spelling)
+    trace = probe(model, images())
+    (site,) = [s for s in find_sites(Scene(model, trace)) if s.kind == "attention"]
+    assert site.attention is not None
+    opened = open_core(model.attn, trace.calls_of("attn"), "attn")
+    assert opened.dropout == (0.3 if "dropout" in spelling else 0.0)
+    exact = DenseAttention(site.attention.model_copy(update={"dropout": opened.dropout})).train(training)
+    model.train(training)
+    torch.manual_seed(2)
+    expected = [model(images(batch)) for batch in (2, 3)]
+    with installed(model.attn, exact, opened):
+        torch.manual_seed(2)
+        got = [model(images(batch)) for batch in (2, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    torch.manual_seed(2)
+    assert torch.equal(model(images()), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda self, x: torch.nn.functional.linear(x, self.weight) * float("nan"), "gives values that are not finite"),
+        (lambda self, x: torch.nn.functional.linear(x, self.weight)[..., :1], r"gives shape \(2, 17, 1\), wanted"),
+        (lambda self, x: torch.nn.functional.linear(x, self.weight), "no gradient reaches bias of shift_linear"),
+    ],
+    ids=["not finite", "wrong shape", "unused parameter"],
+)
+def test_an_operator_that_misbehaves_is_caught_and_every_step_taken_back(
+    monkeypatch: pytest.MonkeyPatch, forward: Callable[..., Tensor], words: str
+) -> None:
+    model = vit()
+    plan = plan_for(model, recipe([ATTENTION], [KEEP_HEAD, LINEAR]))
+    before = snapshot(model)
+    monkeypatch.setattr(ShiftLinear, "forward", forward)
+    with pytest.raises(RewriteError, match=rf'"blocks\.0\.attn\.qkv": .*{words}|{words}'):
+        rewrite(model, plan, images())
+    assert snapshot(model) == before
+
+
+def test_an_operator_that_raises_is_caught_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(self: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise ValueError("no such grid")
+
+    model = vit()
+    plan = plan_for(model, recipe([ATTENTION]))
+    before = snapshot(model)
+    monkeypatch.setattr(BinaryLinearAttention, "forward", explode)
+    with pytest.raises(RewriteError, match="binary_linear_attention does not run on its recorded input: no such grid"):
+        rewrite(model, plan, images())
+    assert snapshot(model) == before
+
+
+def test_a_core_whose_parameters_get_no_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit()
+    plan = plan_for(model, recipe([ATTENTION]))
+    monkeypatch.setattr(BinaryLinearAttention, "forward", lambda self, q, k, v: v)
+    with pytest.raises(RewriteError, match="no gradient reaches threshold_q, threshold_k, token_conv"):
+        rewrite(model, plan, images())
+
+
+def test_softmax_that_is_left_where_the_plan_converts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit()
+    plan = plan_for(model, recipe([ATTENTION]))
+    monkeypatch.setattr(rewriting, "_put_core", lambda *_, **__: None)
+    with pytest.raises(RewriteError, match=r"softmax attention is left in blocks\.0\.attn, blocks\.1\.attn"):
+        rewrite(model, plan, images())
+
+
+def test_verification_leaves_gradients_and_frozen_parameters_alone() -> None:
+    model = vit().requires_grad_(False)
+    rewrite(model, plan_for(model, FULL), images())
+    assert all(p.grad is None for p in model.parameters())
+    trainable = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert "latent" not in trainable
+    assert {"threshold_q", "threshold_k"} <= trainable

@@ -1,0 +1,190 @@
+"""shift_linear against explicit formulas, its gradients against stated ones, and its integer form against itself."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reparam.errors import OptionError, ReparamError
+from reparam.ops.base import parse_options
+from reparam.ops.fixed_point import FixedPoint
+from reparam.ops.integer import shift_codes, shift_linear_integer, shift_matmul
+from reparam.ops.shift import ShiftLinear, ShiftLinearOptions, channel_offset, shift_weight
+
+
+def layer(dense: nn.Linear | None = None, **options: object) -> ShiftLinear:
+    dense = dense or nn.Linear(16, 6)
+    return ShiftLinear(dense.weight, dense.bias, ShiftLinearOptions(**options))  # type: ignore[arg-type]
+
+
+def by_definition(weight: Tensor, offset: Tensor, options: ShiftLinearOptions) -> Tensor:
+    """Element by element: log2, nearest exponent, range, zero code."""
+    out = torch.zeros_like(weight)
+    for o, row in enumerate(weight.tolist()):
+        top = int(offset[o])
+        bottom = top + options.lowest_exponent
+        for i, w in enumerate(row):
+            if w == 0 or (options.zero_code and abs(w) < 2.0 ** (bottom - 1)):
+                continue
+            exponent = min(max(round(math.log2(abs(w))), bottom), top)
+            out[o, i] = math.copysign(2.0**exponent, w)
+    return out
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 8), st.booleans(), st.booleans(), st.integers(0, 2**16))
+def test_weights_are_rounded_as_defined(bits: int, zero_code: bool, offset: bool, seed: int) -> None:
+    options = ShiftLinearOptions(bits=bits, zero_code=zero_code, per_channel_offset=offset)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 9, generator=generator) * torch.logspace(-3, 1, 4).unsqueeze(1)
+    weight[0, 0] = 0.0
+    shift = ShiftLinear(weight, None, options)
+    assert torch.equal(shift.weight, by_definition(weight, shift.offset, options))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 8), st.booleans(), st.integers(0, 2**16))
+def test_there_are_never_more_values_than_codes(bits: int, zero_code: bool, seed: int) -> None:
+    weight = torch.randn(1, 4000, generator=torch.Generator().manual_seed(seed)) * 2
+    rounded = ShiftLinear(weight, None, ShiftLinearOptions(bits=bits, zero_code=zero_code)).weight
+    exponents = {abs(w) for w in rounded.flatten().tolist()}
+    assert len(exponents) <= 2 ** (bits - 1)
+    assert (0.0 in exponents) <= zero_code
+
+
+def test_rounding_rounded_weights_changes_nothing() -> None:
+    first = layer(bits=4)
+    second = ShiftLinear(first.weight.detach(), None, first.options)
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_the_offset_is_the_power_of_two_nearest_to_the_largest_weight() -> None:
+    weight = torch.tensor([[0.3, -0.1], [5.0, 0.0], [0.0, 0.0], [0.0, -1.5]])
+    assert channel_offset(weight).flatten().tolist() == [-2, 2, 0, 1]
+
+
+def test_a_scaled_channel_keeps_its_relative_error() -> None:
+    weight = torch.randn(1, 50)
+    options = ShiftLinearOptions(bits=4)
+    small = ShiftLinear(weight / 1024, None, options).weight
+    assert torch.equal(small * 1024, ShiftLinear(weight, None, options).weight)
+    fixed = ShiftLinear(weight / 1024, None, ShiftLinearOptions(bits=4, per_channel_offset=False)).weight
+    assert not torch.equal(fixed * 1024, ShiftLinear(weight, None, options).weight)
+
+
+def test_the_published_range_has_no_zero_code_and_clamps_into_its_ends() -> None:
+    options = ShiftLinearOptions(per_channel_offset=False, zero_code=False)
+    weight = torch.tensor([[0.7, 0.75, -0.3, 1.6, 1e-6, 0.0, -1e-9]])
+    assert options.lowest_exponent == -15
+    expected = [0.5, 1.0, -0.25, 1.0, 2.0**-15, 0.0, -(2.0**-15)]
+    assert ShiftLinear(weight, None, options).weight.flatten().tolist() == expected
+
+
+def test_the_latent_gradient_is_the_weight_gradient() -> None:
+    shift, x = layer(), torch.randn(5, 16)
+    weight = shift.weight.detach().requires_grad_()
+    g = torch.randn(5, 6)
+    shift(x).backward(g)
+    F.linear(x, weight).backward(g)
+    assert torch.equal(shift.latent.grad, weight.grad)  # type: ignore[arg-type]
+
+
+def test_ps_gradients_are_the_published_ones() -> None:
+    shift, x, g = layer(parameterisation="ps"), torch.randn(5, 16), torch.randn(5, 6)
+    shift(x).backward(g)
+    weight_gradient = g.T @ x
+    torch.testing.assert_close(shift.sign.grad, weight_gradient)
+    torch.testing.assert_close(shift.shift.grad, weight_gradient * shift.weight.detach() * math.log(2))
+
+
+def test_ps_starts_at_the_weights_of_q() -> None:
+    dense = nn.Linear(16, 6)
+    assert torch.equal(layer(dense, parameterisation="ps").weight, layer(dense).weight)
+
+
+def test_ps_signs_round_to_zero_at_one_half_and_shifts_stay_in_range() -> None:
+    shift = layer(nn.Linear(4, 1), parameterisation="ps", bits=4, per_channel_offset=False)
+    with torch.no_grad():
+        shift.sign.copy_(torch.tensor([[0.5, 0.51, -7.0, -0.2]]))
+        shift.shift.copy_(torch.tensor([[-1.0, -1.6, 3.0, -2.0]]))
+    assert shift.weight.flatten().tolist() == [0.0, 0.25, -1.0, 0.0]
+
+
+def test_stochastic_rounding_is_drawn_in_training_only() -> None:
+    shift = layer(rounding="stochastic")
+    shift.train()
+    assert not torch.equal(shift.weight, shift.weight)
+    shift.eval()
+    nearest = shift.options.model_copy(update={"rounding": "nearest"})
+    assert torch.equal(shift.weight, shift_weight(shift.latent, shift.offset, nearest))
+
+
+def test_double_weights_round_like_floats() -> None:
+    weight = torch.randn(4, 9)
+    options = ShiftLinearOptions()
+    single = ShiftLinear(weight, None, options).weight
+    assert torch.equal(ShiftLinear(weight.double(), None, options).weight, single.double())
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("rounding", ["nearest", "floor"])
+@pytest.mark.parametrize("parameterisation", ["q", "ps"])
+def test_the_integer_form_gives_the_fake_quantised_bits(bits: int, rounding: str, parameterisation: str) -> None:
+    torch.manual_seed(0)
+    options = {
+        "activation_bits": bits,
+        "activation_rounding": rounding,
+        "parameterisation": parameterisation,
+        "bits": 4,
+    }
+    shift = layer(**options).train()
+    x = 4 * torch.randn(32, 16)
+    shift(x)
+    shift.eval()
+    assert isinstance(shift.activation, FixedPoint)
+    assert shift.bias is not None
+    exact = F.linear(shift.activation(x).double(), shift.weight.double(), shift.bias.double())
+    assert torch.equal(shift_linear_integer(shift, x), exact)
+    torch.testing.assert_close(shift(x), exact.float())
+
+
+def test_codes_rebuild_the_weights() -> None:
+    shift = layer(bits=4)
+    codes = shift_codes(shift)
+    rebuilt = codes.sign.float() * torch.exp2((codes.shift + codes.lowest).float())
+    assert torch.equal(rebuilt, shift.weight)
+    assert int(codes.shift.max()) <= 6
+
+
+def test_an_accumulator_that_could_overflow_is_refused_with_the_width_it_needs() -> None:
+    shift = layer(nn.Linear(512, 2), bits=6, activation_bits=16)
+    codes = torch.full((1, 512), 2**15 - 1)
+    with pytest.raises(ReparamError, match=r"needs an accumulator of \d+ bits, the machine has 32"):
+        shift_matmul(codes, shift_codes(shift))
+
+
+def test_the_integer_form_needs_fixed_point_activations() -> None:
+    with pytest.raises(ReparamError, match="set activation_bits = 8 or 16"):
+        shift_linear_integer(layer(), torch.randn(2, 16))
+
+
+def test_all_option_faults_are_reported_at_once() -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_options(ShiftLinear, {"bits": 9, "bit": 4}, where="stage 0, rule 1")
+    assert 'stage 0, rule 1.options: shift_linear has no option "bit". Did you mean "bits"?' in str(caught.value)
+    assert "stage 0, rule 1.options.bits: Input should be less than or equal to 8, got 9" in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [{"zero_code": False}, {"rounding": "stochastic"}], ids=str)
+def test_ps_refuses_options_that_it_does_not_have(fault: dict[str, object]) -> None:
+    with pytest.raises(OptionError):
+        parse_options(ShiftLinear, {"parameterisation": "ps", **fault}, where="here")
+
+
+def test_hand_counted_operations_of_one_layer() -> None:
+    count = layer(nn.Linear(16, 6)).op_count((2, 3, 16))
+    assert count.as_dict() == {"shift.f32": 576, "add.f32": 576 + 36}

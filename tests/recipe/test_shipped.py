@@ -1,0 +1,146 @@
+"""The recipes that come with reparam: each loads, checks, and says what its name promises."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reparam.api.recipes import check_recipe
+from reparam.errors import RecipeError
+from reparam.recipe import shipped
+from reparam.recipe.load import load_recipe
+from reparam.recipe.resolve import resolve_settings
+from reparam.recipe.schema import Recipe, Rule
+from reparam.recipe.shipped import shipped_recipes
+
+NAMES = list(shipped_recipes())
+LADDER = ["linear-attention", "add", "dwconv", "shift-attention", "shift-mlp", "moe", "ll-loss"]
+
+
+def test_the_promised_recipes_are_shipped() -> None:
+    ladder = {f"ladder-{rung}" for rung in LADDER}
+    assert set(NAMES) >= ladder | {
+        "shiftaddvit",
+        "shiftaddvit-paper",
+        "shiftaddvit-released",
+        "deepshift-q",
+        "deepshift-ps",
+        "none",
+    }
+    assert sorted(NAMES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operators_and_options_are_valid(name: str) -> None:
+    assert check_recipe(name) == load_recipe(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_is_named_after_its_file_and_points_editors_to_the_schema(name: str) -> None:
+    path = shipped_recipes()[name]
+    assert load_recipe(name).name == path.stem == name
+    assert path.read_text(encoding="utf-8").startswith("#:schema ./recipe.schema.json\n")
+    assert (path.parent / "recipe.schema.json").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_says_why_it_keeps_and_what_it_trains(name: str) -> None:
+    for stage in load_recipe(name).stages:
+        assert stage.finetune["epochs"] >= 1
+        assert resolve_settings(stage.finetune).lr <= 1e-3
+        assert all(rule.reason and rule.optional for rule in stage.rules if rule.operator == "keep")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_a_generic_vit_may_lack_is_optional(name: str) -> None:
+    rules = [rule for stage in load_recipe(name).stages for rule in stage.rules]
+    assert all(rule.operator == "keep" for rule in rules if rule.optional)
+
+
+def changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """The paths at which two plain structures differ; a list that grew differs at its new items."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [found for key in keys for found in changes(before.get(key), after.get(key), f"{path}.{key}")]
+    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        pairs = zip([*before, *[None] * len(after)], [*after, *[None] * len(before)], strict=False)
+        return [found for i, (a, b) in enumerate(pairs) for found in changes(a, b, f"{path}.{i}")]
+    return [] if before == after else [path]
+
+
+def table(name: str) -> dict[str, Any]:
+    return load_recipe(name).model_dump(include={"stages"})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        ("linear-attention", "add", [".stages.0.rules.0.options.codes"]),
+        ("add", "dwconv", [".stages.0.rules.0.options.conv_kernel"]),
+        ("dwconv", "shift-attention", [".stages.1.rules.2"]),
+        ("shift-attention", "shift-mlp", [".stages.1.rules.3"]),
+        ("shift-mlp", "moe", [f".stages.1.rules.3.{key}" for key in ("match.kind", "match.within", "operator")]),
+        ("moe", "ll-loss", [".stages.1.finetune.balance_loss_weight"]),
+    ],
+)
+def test_each_rung_of_the_ladder_is_the_one_before_plus_one_thing(before: str, after: str, changed: list[str]) -> None:
+    assert changes(table(f"ladder-{before}"), table(f"ladder-{after}")) == changed
+
+
+def test_the_first_rung_is_linear_attention_without_binary_codes_and_without_a_convolution() -> None:
+    (rule,) = load_recipe("ladder-linear-attention").stages[0].rules
+    assert rule.options == {"codes": "real", "conv_kernel": 0}
+
+
+def test_the_last_rung_of_the_ladder_does_what_the_default_recipe_does() -> None:
+    assert changes(table("ladder-ll-loss"), table("shiftaddvit")) == [".stages.1.name"]
+
+
+def rule_for(recipe: Recipe, operator: str) -> Rule:
+    (rule,) = [rule for stage in recipe.stages for rule in stage.rules if rule.operator == operator]
+    return rule
+
+
+def test_the_default_uses_the_defaults_of_its_operators() -> None:
+    recipe = load_recipe("shiftaddvit")
+    assert [stage.name for stage in recipe.stages] == ["attention", "experts"]
+    assert all(rule.options == {} for stage in recipe.stages for rule in stage.rules)
+    assert rule_for(recipe, "shift_linear").match.within == "attention"
+    assert rule_for(recipe, "moe_mlp").match.kind == "mlp"
+
+
+def test_the_released_router_is_never_trained() -> None:
+    recipe = load_recipe("shiftaddvit-released")
+    options = rule_for(recipe, "moe_mlp").options
+    assert (options["gate"], options["router_init"], options["router_noise"]) == ("one", "normal", 0.0)
+    assert recipe.stages[1].finetune["balance_loss_weight"] == 0.0
+
+
+@pytest.mark.parametrize(("name", "zero_code"), [("deepshift-q", False), ("deepshift-ps", True)])
+def test_deepshift_is_five_bits_without_offsets_on_every_linear(name: str, zero_code: bool) -> None:
+    rule = rule_for(load_recipe(name), "shift_linear")
+    assert (rule.match.kind, rule.match.within, rule.match.path) == ("linear", None, None)
+    wanted = {"parameterisation": name[-2:].strip("-"), "bits": 5, "zero_code": zero_code, "per_channel_offset": False}
+    assert wanted.items() <= rule.options.items()
+
+
+def test_none_converts_nothing_and_learns_from_the_labels() -> None:
+    (stage,) = load_recipe("none").stages
+    assert stage.rules == ()
+    assert stage.finetune["distill_loss_weight"] == 0.0
+
+
+def test_recipes_inside_the_package_come_before_those_of_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "reparam")
+    for folder, name in [("reparam/_recipes", "packed"), ("recipes", "checkout")]:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{name}.toml").touch()
+    assert shipped_recipes() == {"packed": tmp_path / "reparam/_recipes/packed.toml"}
+
+
+def test_an_installation_without_recipes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path)
+    with pytest.raises(RecipeError, match="carries no recipes"):
+        shipped_recipes()
