@@ -228,6 +228,14 @@ KEEP_HEAD = {"match": {"path": "head*"}, "operator": "keep"}
 FULL = recipe([ATTENTION], [KEEP_HEAD, {**LINEAR, "match": {"kind": "linear", "within": "attention"}}, MLP])
 
 
+def binary_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The operator's formula, written out over pairs of tokens, with zero thresholds and no convolution."""
+    q, k = (torch.where(x >= 0, 1.0, -1.0) for x in (q, k))
+    d = q.shape[-1]
+    similarity = ((q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1) + d) / (2 * d)
+    return (similarity.unsqueeze(-1) * v.unsqueeze(-3)).sum(-2) / similarity.sum(-1, keepdim=True)
+
+
 def plan_for(model: nn.Module, wanted: Recipe, example_input: Any = None, **options: Any) -> Plan:
     """A plan without counts."""
     example_input = images() if example_input is None else example_input

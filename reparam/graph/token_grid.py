@@ -17,7 +17,7 @@ _TRANSPOSES = {"transpose", "swapaxes", "swapdims", "t", "mT", "T"}
 _REMOVES_AXIS = {"unbind", "select"}
 _SLICES = {"chunk", "split", "tensor_split", "narrow"}
 _SPATIAL = {
-    "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "conv2d", "group_norm", "interpolate", "max_pool2d", "pad",
+    "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "conv2d", "group_norm", "interpolate", "max_pool2d",
 }  # fmt: skip
 _MATMULS = {"matmul", "bmm", "rmatmul"}
 #: Operations after which the tokens may stand in another order, or their axis elsewhere.
@@ -62,7 +62,7 @@ def find_token_grid(trace: Trace, tokens: Ref, *, dim: int) -> tuple[TokenGrid |
     if not all(_is_of_image(trace, _Axis(merge.source, d, 0)) for d in merge.dims):
         return None, f"the token axis merges {height}x{width}, which are not the two axes of an image plane"
     suffix = tokens.shape[dim] - merge.axis.prefix - height * width
-    if merge.axis.prefix < 0 or suffix < 0:
+    if merge.axis.prefix < 0:
         return None, f"the tokens are only a part of the {height}x{width} image tokens"
     if suffix:
         return None, f"{suffix} tokens follow the {height}x{width} image tokens"
@@ -79,7 +79,8 @@ def _find_merge(trace: Trace, start: _Axis) -> _Merge | str:
             continue
         seen.add((axis.ref.number, axis.dim))
         op = trace.producer(axis.ref)
-        if op is None:
+        # Tables of positions are planes too, but not those that the tokens come from.
+        if op is None or not trace.depends_on_input(axis.ref):
             continue
         merged = _merged_dims(op, axis)
         if len(merged) > 1:
@@ -105,7 +106,8 @@ def _is_of_image(trace: Trace, start: _Axis) -> bool:
             return axis.dim >= 2 or len(axis.ref.shape) != 4
         if op is None or op.name in _REORDERS or len(_merged_dims(op, axis)) > 1:
             continue
-        queue.extend(_sources(op, axis) or _unsplit(trace, op, axis))
+        padded = [_Axis(op.inputs[0], axis.dim, 0)] if op.name == "pad" else []
+        queue.extend(padded or _sources(op, axis) or _unsplit(trace, op, axis))
     return False
 
 
@@ -237,6 +239,7 @@ def _indexed_source(op: Op, axis: _Axis) -> Iterator[_Axis]:
         dim += 1
     origin = kept[axis.dim]
     if origin is not None:
-        start, _, step = origin[1].indices(source.shape[origin[0]])
-        if step == 1:
+        start, stop, step = origin[1].indices(source.shape[origin[0]])
+        # What is cut off in front may be class tokens; what stops early is taken out of the image, or is such a token.
+        if step == 1 and stop == source.shape[origin[0]]:
             yield _Axis(source, origin[0], axis.prefix - start)

@@ -60,7 +60,10 @@ class ModuleCall:
 
 @dataclass(slots=True)
 class Trace:
-    """Everything one run did. `tensors` keeps the recorded tensors alive, so that identities stay unique."""
+    """Everything one run did; `inputs` must be known before the first operation.
+
+    `tensors` keeps the recorded tensors alive, so that identities stay unique.
+    """
 
     ops: list[Op] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
@@ -69,6 +72,7 @@ class Trace:
     tensors: list[Tensor] = field(default_factory=list)
     producers: dict[int, Op] = field(default_factory=dict)
     consumers: dict[int, list[Op]] = field(default_factory=dict)
+    from_input: set[int] = field(default_factory=set)
 
     def add(self, op: Op) -> None:
         """Appends an operation and indexes it by its operands."""
@@ -77,6 +81,8 @@ class Trace:
             self.producers[ref.number] = op
         for ref in dict.fromkeys(op.inputs):
             self.consumers.setdefault(ref.number, []).append(op)
+        if any(self.depends_on_input(ref) for ref in op.inputs):
+            self.from_input.update(ref.number for ref in op.outputs)
 
     def producer(self, ref: Ref) -> Op | None:
         """The operation that made a value, None for inputs and parameters."""
@@ -103,5 +109,4 @@ class Trace:
 
     def depends_on_input(self, ref: Ref) -> bool:
         """Whether a value depends on the model's input, and not on parameters alone."""
-        numbers = {value.number for value in self.inputs}
-        return ref.number in numbers or any(v.number in numbers for op in self.ancestors(ref) for v in op.inputs)
+        return ref.number in self.from_input or ref in self.inputs

@@ -1,9 +1,10 @@
-"""Generated forwards: what their source may contain, and how their classes are shared, copied and pickled."""
+"""Generated forwards: how they are called, what their source may contain, how their classes are shared and copied."""
 
 import copy
 import math
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from reparam.graph.attention_surgery import install_core, installed, open_core
 from reparam.graph.call_pattern import VARIES, join_call, split_call
 from reparam.graph.find import find_sites
 from reparam.graph.finders.base import Scene
+from reparam.ops.base import Operator
 from reparam.ops.dense import DenseAttention
 from reparam.trace.probe import probe
-from tests.pico import ATTENTION, Attention, convert, images, recipe, token_net, vit
+from tests.pico import ATTENTION, Attention, binary_attention, convert, images, recipe, token_net, vit
 
 
 @fx.wrap
@@ -145,3 +147,129 @@ def test_a_pattern_survives_copies_and_pickling() -> None:
     pattern = split_call((1, None), {"flag": True})[0]
     assert copy.deepcopy(pattern) == pickle.loads(pickle.dumps(pattern)) == pattern
     assert copy.deepcopy(pattern).fixed[0] is VARIES
+
+
+class Keywords(Attention):
+    """Takes an optional mask, a flag, a number and a nested argument."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mask: Tensor | None = None, *, flag: bool = True, scale: float = 1.0, more: Any = ()
+    ) -> tuple[Tensor, dict[str, Any]]:
+        q, k, v = self.qkv(x * scale + sum(more)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT
+        if mask is not None:
+            scores = scores + mask
+        out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return self.proj(out) if flag else out, {"scale": scale, "none": None}
+
+
+class CallsWithKeywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Keywords()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, rest = self.inner(x, None, flag=False, scale=2.0, more=[x, 0.5])
+        assert rest["none"] is None
+        return out + self.inner(out)[0] * rest["scale"]
+
+
+def test_an_owner_keeps_its_optional_arguments_flags_and_results() -> None:
+    model = token_net(CallsWithKeywords())
+    dense = copy.deepcopy(model)
+    convert(model, recipe([ATTENTION]))
+    out, rest = model.attn.inner(torch.ones(2, 16, 8), None, flag=False, scale=3.0, more=[torch.ones(8), 0.25])
+    assert out.shape == (2, 16, 8)
+    assert rest == {"scale": 3.0, "none": None}
+    assert model(images()).shape == dense(images()).shape
+
+
+def test_a_call_that_was_not_converted_raises_and_names_the_known_ones() -> None:
+    model = convert(token_net(CallsWithKeywords()), recipe([ATTENTION]))
+    with pytest.raises(RuntimeError, match=r"Keywords was converted for calls with .*; .*, got \(tensor"):
+        model.attn.inner(torch.ones(2, 16, 8), torch.zeros(16, 16))
+
+
+class Caches(Attention):
+    """Keeps a table in a plain attribute while evaluating, as several timm models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, Tensor] = {}
+        self.table = nn.Parameter(torch.randn(16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x + self.table)
+        if "table" not in self.cache:
+            self.cache["table"] = self.table + 0.0
+        return super().forward(x + self.cache["table"])
+
+
+def test_a_cache_of_the_owner_holds_no_trace_of_the_tracing() -> None:
+    model = token_net(Caches())
+    convert(model, recipe([ATTENTION]))
+    assert all(isinstance(value, Tensor) and not value.is_meta for value in model.attn.cache.values())
+    copy.deepcopy(model.eval())
+    assert torch.equal(model.eval()(images()), model.train()(images()))
+
+
+class InPlace(Attention):
+    """Statements whose results nobody reads by name, a buffer that is computed with, and a view after the core."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 1.0
+        y.add_(self.offset * 2)
+        q, k, v = self.qkv(y).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        out = (q @ k.mT).softmax(-1) @ v
+        return self.proj(out.view(x.shape[0], -1, 4).unflatten(1, (2, 16)).transpose(1, 2).flatten(2))
+
+
+def test_statements_in_place_buffers_and_views_survive() -> None:
+    model = token_net(InPlace())
+    x = torch.randn(2, 16, 8)
+    q, k, v = model.attn.qkv(x + 2).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    expected = model.attn.proj(binary_attention(q, k, v).transpose(1, 2).flatten(2))
+    keys = set(model.state_dict())
+    convert(model, recipe([ATTENTION]))
+    torch.testing.assert_close(model.attn(x), expected, rtol=1e-5, atol=1e-6)
+    added = set(model.state_dict()) - keys
+    assert all(name.startswith("attn.core.") for name in added)
+
+
+class Crowded(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.core(x))
+
+
+def test_an_owner_that_has_a_core_already_keeps_it() -> None:
+    model = token_net(Crowded())
+    convert(model, recipe([ATTENTION]))
+    assert isinstance(model.attn.core, nn.Linear)
+    assert isinstance(model.attn.core_1, Operator)
+
+
+def test_an_attention_that_is_called_twice_gets_one_core_for_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Attention()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.inner(x))
+
+    model = convert(token_net(Twice()), recipe([ATTENTION]))
+    cores = [m for m in model.modules() if isinstance(m, Operator)]
+    assert len(cores) == 1
+    counted: list[int] = []
+    cores[0].register_forward_hook(lambda *_: counted.append(1))
+    model(images())
+    assert len(counted) == 2

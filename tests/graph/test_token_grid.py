@@ -182,3 +182,53 @@ def test_tokens_that_were_never_an_image_have_no_grid() -> None:
     grid, reason = find_token_grid(trace, trace.outputs[0], dim=1)
     assert grid is None
     assert reason == "no operation that flattens an image plane was found behind the tokens"
+
+
+class Rotates(nn.Module):
+    """Multiplies tokens that were never an image by a table of positions on a plane."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")[0].flatten()[:, None]
+        return (x * table.to(x)).unsqueeze(1)
+
+
+def test_a_table_of_positions_is_not_the_plane_of_the_tokens() -> None:
+    assert grid_of(Rotates(), 2, 16, 8)[0] is None
+
+
+class PadsAndCuts(nn.Module):
+    """A channels-last plane is padded and cut into windows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        plane = F.pad(F.conv2d(x, torch.ones(1, 8, 1, 1, device=x.device)).permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1))
+        return plane.view(b, (h + 1) // 5, 5, (w + 1) // 5, 5, 1).transpose(2, 3).reshape(-1, 1, 25, 1)
+
+
+def test_windows_of_a_padded_plane_are_grids() -> None:
+    assert grid_of(PadsAndCuts(), 2, 8, 4, 9)[0] == TokenGrid(prefix=0, height=5, width=5)
+
+
+def test_channels_merged_with_rows_are_no_plane() -> None:
+    class Merges(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x).flatten(1, 2).unsqueeze(1)
+
+    assert grid_of(Merges(), 2, 8, 4, 4) == (
+        None,
+        "the token axis merges 8x4, which are not the two axes of an image plane",
+    )
+
+
+class Exchanges(nn.Module):
+    """Two branches of tokens give each other their class token."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        first, second = (torch.cat([t.mean((2, 3)).unsqueeze(1), t.flatten(2).mT], dim=1) for t in (x, y))
+        return torch.cat([second[:, :1] + 1.0, first[:, 1:]], dim=1).unsqueeze(1)
+
+
+def test_a_class_token_of_another_image_does_not_bring_its_grid_along() -> None:
+    trace = probe(Exchanges(), (torch.empty(2, 8, 4, 6), torch.empty(2, 8, 7, 7)))
+    grid, _ = find_token_grid(trace, trace.outputs[0], dim=-2)
+    assert grid == TokenGrid(prefix=1, height=4, width=6)

@@ -119,7 +119,10 @@ def test_an_exact_core_gives_the_originals_bits_in_both_modes(spelling: str, tra
     ("forward", "words"),
     [
         (lambda self, x: torch.nn.functional.linear(x, self.weight) * float("nan"), "gives values that are not finite"),
-        (lambda self, x: torch.nn.functional.linear(x, self.weight)[..., :1], r"gives shape \(2, 17, 1\), wanted"),
+        (
+            lambda self, x: torch.nn.functional.linear(x, self.weight)[..., :1],
+            r"gives shape \(.*, 1\), wanted \(.*, 48\)",
+        ),
         (lambda self, x: torch.nn.functional.linear(x, self.weight), "no gradient reaches bias of shift_linear"),
     ],
     ids=["not finite", "wrong shape", "unused parameter"],
