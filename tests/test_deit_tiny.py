@@ -51,7 +51,8 @@ def test_every_linear_layer_of_the_dense_model_is_accounted_for(conversion: Conv
 
 
 def test_no_softmax_attention_is_left_in_the_exported_graph(conversion: Conversion) -> None:
-    program = torch.export.export(conversion.model.eval(), (images(1),), strict=False)
+    with torch.no_grad():  # with gradients, the router's own softmax is on the path
+        program = torch.export.export(conversion.model.eval(), (images(1),), strict=False)
     names = {str(node.target) for node in program.graph.nodes}
     assert not [name for name in names if "softmax" in name or "scaled_dot_product" in name]
 
@@ -68,7 +69,7 @@ def test_one_optimiser_step_moves_every_new_parameter(run: Path) -> None:
     new = [name for name, m in model.named_modules() if isinstance(m, Operator)]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = torch.optim.AdamW(parameter_groups(model, weight_decay=0.0), lr=1e-3)
-    nn.functional.cross_entropy(model(images()), torch.tensor([3, 7])).backward()
+    nn.functional.cross_entropy(model(images(8)), torch.arange(8)).backward()
     optimiser.step()
     still = [
         name

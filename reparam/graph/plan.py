@@ -126,7 +126,8 @@ def _decide(scene: Scene, site: Site, rule: Rule, where: str, opened: dict[str, 
         reason = site.refusal
     if reason is not None:
         return Skip(site=site, cause="refused", reason=reason, rule=where)
-    return Step(site=site, operator=rule.operator, options=options.model_dump(mode="json"), rule=where)
+    dumped = options.model_dump(mode="json")
+    return Step(site=site, operator=rule.operator, options=dumped, rule=where, remark=cls.remark(site, options))
 
 
 def _refuse_place(site: Site) -> str | None:

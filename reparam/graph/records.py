@@ -11,12 +11,13 @@ PLAN_FORMAT = 1
 
 
 class Step(Frozen):
-    """One site and the operator that takes it. `rule` is where the recipe says so, such as "stage[0].rule[1]"."""
+    """One site and the operator that takes it. `rule` is where the recipe says so, such as "stage 0, rule 1"."""
 
     site: Site
     operator: str
     options: dict[str, Any]
     rule: str
+    remark: str | None = None
 
 
 class Skip(Frozen):

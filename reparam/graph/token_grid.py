@@ -29,7 +29,7 @@ _REORDERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Axis:
+class Axis:
     """One axis of one value, and how many tokens were put in front of it on the way (cut off, if below 0)."""
 
     ref: Ref
@@ -38,6 +38,7 @@ class _Axis:
 
     @property
     def size(self) -> int:
+        """How long the axis is."""
         return self.ref.shape[self.dim]
 
 
@@ -45,21 +46,21 @@ class _Axis:
 class _Merge:
     """Where an axis was made from several, or else why the walk found no such place."""
 
-    axis: _Axis
+    axis: Axis
     source: Ref
     dims: tuple[int, ...]
 
 
 def find_token_grid(trace: Trace, tokens: Ref, *, dim: int) -> tuple[TokenGrid | None, str | None]:
     """Returns the grid behind axis `dim` of a value, or None and the reason, in words for the plan."""
-    merge = _find_merge(trace, _Axis(tokens, dim % len(tokens.shape), 0))
+    merge = _find_merge(trace, Axis(tokens, dim % len(tokens.shape), 0))
     if isinstance(merge, str):
         return None, merge
     sizes = tuple(merge.source.shape[d] for d in merge.dims)
     if len(sizes) > 2:
         return None, f"the token axis merges {len(sizes)} axes of sizes {'x'.join(map(str, sizes))}"
     height, width = sizes
-    if not all(_is_of_image(trace, _Axis(merge.source, d, 0)) for d in merge.dims):
+    if not all(_is_of_image(trace, Axis(merge.source, d, 0)) for d in merge.dims):
         return None, f"the token axis merges {height}x{width}, which are not the two axes of an image plane"
     suffix = tokens.shape[dim] - merge.axis.prefix - height * width
     if merge.axis.prefix < 0:
@@ -69,7 +70,7 @@ def find_token_grid(trace: Trace, tokens: Ref, *, dim: int) -> tuple[TokenGrid |
     return TokenGrid(prefix=merge.axis.prefix, height=height, width=width), None
 
 
-def _find_merge(trace: Trace, start: _Axis) -> _Merge | str:
+def _find_merge(trace: Trace, start: Axis) -> _Merge | str:
     """The nearest operation behind an axis that merged several axes into it, or why there is none."""
     queue = [start]
     seen: set[tuple[int, int]] = set()
@@ -88,11 +89,11 @@ def _find_merge(trace: Trace, start: _Axis) -> _Merge | str:
         if op.name in _REORDERS:
             reason = f"{op.name!r} stands between the image plane and the tokens and may reorder them"
             continue
-        queue.extend(_sources(op, axis))
+        queue.extend(axis_sources(op, axis))
     return reason
 
 
-def _is_of_image(trace: Trace, start: _Axis) -> bool:
+def _is_of_image(trace: Trace, start: Axis) -> bool:
     """Whether an axis is one of an image, or of windows cut from one: it leads to a spatial operation or the input."""
     queue = [start]
     seen: set[tuple[int, int]] = set()
@@ -106,12 +107,12 @@ def _is_of_image(trace: Trace, start: _Axis) -> bool:
             return axis.dim >= 2 or len(axis.ref.shape) != 4
         if op is None or op.name in _REORDERS or len(_merged_dims(op, axis)) > 1:
             continue
-        padded = [_Axis(op.inputs[0], axis.dim, 0)] if op.name == "pad" else []
-        queue.extend(padded or _sources(op, axis) or _unsplit(trace, op, axis))
+        padded = [Axis(op.inputs[0], axis.dim, 0)] if op.name == "pad" else []
+        queue.extend(padded or axis_sources(op, axis) or _unsplit(trace, op, axis))
     return False
 
 
-def _unsplit(trace: Trace, op: Op, axis: _Axis) -> list[_Axis]:
+def _unsplit(trace: Trace, op: Op, axis: Axis) -> list[Axis]:
     """The axis that a reshape split; when that is a merge which the split undoes, the axis before the merge."""
     if op.name not in _RESHAPES:
         return []
@@ -120,9 +121,9 @@ def _unsplit(trace: Trace, op: Op, axis: _Axis) -> list[_Axis]:
     parent = next((d for d in range(len(source.shape)) if math.prod(source.shape[: d + 1]) > before), None)
     if parent is None:
         return []
-    merge = _find_merge(trace, _Axis(source, parent, 0))
+    merge = _find_merge(trace, Axis(source, parent, 0))
     if isinstance(merge, str):
-        return [_Axis(source, parent, 0)]
+        return [Axis(source, parent, 0)]
     whole = math.prod(source.shape[:parent])
     inside = [
         d for d in range(len(target.shape)) if whole <= math.prod(target.shape[:d]) < whole * source.shape[parent]
@@ -130,10 +131,10 @@ def _unsplit(trace: Trace, op: Op, axis: _Axis) -> list[_Axis]:
     split = [d for d in inside if target.shape[d] > 1]
     if [target.shape[d] for d in split] != [merge.source.shape[d] for d in merge.dims] or axis.dim not in split:
         return []
-    return [_Axis(merge.source, merge.dims[split.index(axis.dim)], 0)]
+    return [Axis(merge.source, merge.dims[split.index(axis.dim)], 0)]
 
 
-def _merged_dims(op: Op, axis: _Axis) -> tuple[int, ...]:
+def _merged_dims(op: Op, axis: Axis) -> tuple[int, ...]:
     """The input axes with sizes above 1 that a reshape merges into this axis; empty for other operations."""
     if op.name not in _RESHAPES or not op.inputs:
         return ()
@@ -153,24 +154,24 @@ def _source_span(source: tuple[int, ...], target: tuple[int, ...], dim: int) -> 
     return None
 
 
-def _sources(op: Op, axis: _Axis) -> list[_Axis]:
+def axis_sources(op: Op, axis: Axis) -> list[Axis]:
     """The axes of the operands that the axis came from."""
     return list(_iter_sources(op, axis))
 
 
-def _iter_sources(op: Op, axis: _Axis) -> Iterator[_Axis]:
+def _iter_sources(op: Op, axis: Axis) -> Iterator[Axis]:
     if op.name in _RESHAPES:
         span = _source_span(op.inputs[0].shape, op.output.shape, axis.dim)
         if span:
             wide = [i for i in range(*span) if op.inputs[0].shape[i] == axis.size]
-            yield from (_Axis(op.inputs[0], i, axis.prefix) for i in wide[:1])
+            yield from (Axis(op.inputs[0], i, axis.prefix) for i in wide[:1])
     elif op.name in _TRANSPOSES or op.name == "permute":
-        yield _Axis(op.inputs[0], _permutation(op)[axis.dim], axis.prefix)
+        yield Axis(op.inputs[0], _permutation(op)[axis.dim], axis.prefix)
     elif op.name in {"cat", "concat"}:
         yield from _cat_sources(op, axis)
     elif op.name in _REMOVES_AXIS:
         removed = int(op.argument(1, "dim", 0)) % len(op.inputs[0].shape)
-        yield _Axis(op.inputs[0], axis.dim + (removed <= axis.dim), axis.prefix)
+        yield Axis(op.inputs[0], axis.dim + (removed <= axis.dim), axis.prefix)
     elif op.name in _SLICES:
         yield from _aligned(op.inputs[0], axis)
     elif op.name == "getitem":
@@ -190,10 +191,10 @@ def _iter_sources(op: Op, axis: _Axis) -> Iterator[_Axis]:
             yield from _aligned(operand, axis)
 
 
-def _aligned(operand: Ref, axis: _Axis) -> Iterator[_Axis]:
+def _aligned(operand: Ref, axis: Axis) -> Iterator[Axis]:
     dim = axis.dim - len(axis.ref.shape) + len(operand.shape)
     if dim >= 0 and operand.shape[dim] == axis.size:
-        yield _Axis(operand, dim, axis.prefix)
+        yield Axis(operand, dim, axis.prefix)
 
 
 def _permutation(op: Op) -> list[int]:
@@ -209,18 +210,18 @@ def _permutation(op: Op) -> list[int]:
     return order
 
 
-def _cat_sources(op: Op, axis: _Axis) -> Iterator[_Axis]:
+def _cat_sources(op: Op, axis: Axis) -> Iterator[Axis]:
     dim = int(op.argument(1, "dim", 0)) % len(op.output.shape)
     in_front = 0
     for operand in op.inputs:
         if dim == axis.dim:
-            yield _Axis(operand, dim, axis.prefix + in_front)
+            yield Axis(operand, dim, axis.prefix + in_front)
             in_front += operand.shape[dim]
         elif operand.shape[axis.dim] == axis.size:
-            yield _Axis(operand, axis.dim, axis.prefix)
+            yield Axis(operand, axis.dim, axis.prefix)
 
 
-def _indexed_source(op: Op, axis: _Axis) -> Iterator[_Axis]:
+def _indexed_source(op: Op, axis: Axis) -> Iterator[Axis]:
     """The axis of the input behind an axis of `x[index]`; none when a tensor indexes or a slice leaves out tokens."""
     source, index = op.inputs[0], op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
     if not all(part is None or part is Ellipsis or type(part) in {int, slice} for part in index):
@@ -242,4 +243,4 @@ def _indexed_source(op: Op, axis: _Axis) -> Iterator[_Axis]:
         start, stop, step = origin[1].indices(source.shape[origin[0]])
         # What is cut off in front may be class tokens; what stops early is taken out of the image, or is such a token.
         if step == 1 and stop == source.shape[origin[0]]:
-            yield _Axis(source, origin[0], axis.prefix - start)
+            yield Axis(source, origin[0], axis.prefix - start)

@@ -57,6 +57,11 @@ class Operator(nn.Module, ABC):
         """Returns why this operator cannot take the site, in words for the plan, or None when it can."""
 
     @classmethod
+    def remark(cls, site: Site, options: Any) -> str | None:
+        """Returns what the plan should say of this site beyond the operator's name and options, if anything."""
+        return None
+
+    @classmethod
     @abstractmethod
     def from_dense(cls, dense: nn.Module, site: Site, options: Any) -> "Operator":
         """Builds the operator from the dense module, whose weights it carries over."""

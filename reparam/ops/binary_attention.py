@@ -131,12 +131,17 @@ class BinaryLinearAttention(Operator):
 
     def _build_conv(self) -> nn.Module | None:
         form, options = self.form, self.options
-        if not options.conv_kernel:
+        if not options.conv_kernel or self.reads_only_prefix(form, options):
             return None
         if options.conv_layout == "sequence":
             return SequenceConv(form.heads, options.conv_kernel, init=options.conv_init)
         assert form.grid is not None
         return TokenConv(form.heads * form.value_dim, options.conv_kernel, form.grid, init=options.conv_init)
+
+    @staticmethod
+    def reads_only_prefix(form: AttentionForm, options: BinaryLinearAttentionOptions) -> bool:
+        """Whether the 2-D convolution would write to tokens that the model never reads."""
+        return options.conv_layout == "grid" and form.reads_only_prefix
 
     def encode(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         """Returns the codes of q or k, same shape and dtype."""
@@ -152,7 +157,7 @@ class BinaryLinearAttention(Operator):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attends q (B, H, N, D) to k (B, H, M, D) and returns (B, H, N, E)."""
-        if compute_dtype(q) == torch.float16:
+        if compute_dtype(q) == torch.float16 and not q.is_meta:
             # Sums over tokens leave float16's range at about a thousand tokens.
             with torch.autocast(q.device.type, enabled=False):
                 return self._attend(q.float(), k.float(), v.float()).half()
@@ -194,6 +199,13 @@ class BinaryLinearAttention(Operator):
             )
         if options.conv_kernel and options.conv_layout == "grid" and form.grid is None:
             return f"no token grid for the convolution ({form.grid_missing_because}); set conv_kernel = 0"
+        return None
+
+    @classmethod
+    def remark(cls, site: Site, options: BinaryLinearAttentionOptions) -> str | None:
+        """Says where the convolution is left out."""
+        if site.attention and options.conv_kernel and cls.reads_only_prefix(site.attention, options):
+            return "no convolution: only class tokens are read after it"
         return None
 
     @classmethod

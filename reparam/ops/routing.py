@@ -68,7 +68,7 @@ class Router(nn.Module):
         return Routing(expert, self._gate(logits, expert).to(tokens.dtype), logits, noisy)
 
     def _gate(self, logits: Tensor, expert: Tensor) -> Tensor:
-        if self.gate == "one":
+        if self.gate == "one" or (self.gate == "straight_through" and not torch.is_grad_enabled()):
             return torch.ones_like(logits[:, :1])
         chosen = logits.softmax(dim=-1).gather(1, expert.unsqueeze(1))
         return chosen / chosen.detach() if self.gate == "straight_through" else chosen

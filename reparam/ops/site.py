@@ -14,6 +14,8 @@ class TokenGrid(Frozen):
 class AttentionForm(Frozen):
     """The core of one softmax attention, `softmax(scale * q k') v`, as found in the dataflow.
 
+    `reads_only_prefix` says that the model's output reads class and register tokens of this attention and no others.
+
     Shapes: q (..., heads, query_tokens, head_dim), k (..., heads, key_tokens, head_dim), v (..., heads, key_tokens,
     value_dim).
     """
@@ -29,6 +31,7 @@ class AttentionForm(Frozen):
     dropout: float = 0.0
     grid: TokenGrid | None = None
     grid_missing_because: str | None = None
+    reads_only_prefix: bool = False
 
 
 class MlpForm(Frozen):

@@ -120,22 +120,15 @@ def test_a_model_of_dynamic_size_takes_another_size_after_conversion() -> None:
     assert model(images(height=24, width=24)).shape == (2, 3)
 
 
-@pytest.mark.parametrize(
-    ("pool", "still"),
-    [
-        ("avg", set()),
-        # The classifier reads the class token alone, and the last convolution reaches only the other tokens.
-        ("token", {"blocks.1.attn.core.token_conv.conv.weight"}),
-    ],
-)
-def test_every_parameter_that_the_output_reads_moves_in_one_step_of_training(pool: str, still: set[str]) -> None:
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_every_parameter_moves_in_one_step_of_training(pool: str) -> None:
     model = convert(vit(global_pool=pool)).train()
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     torch.manual_seed(0)
     F.cross_entropy(model(images(8)), torch.arange(8) % 3).backward()
     optimiser.step()
-    assert {name for name, p in model.named_parameters() if torch.equal(p, before[name])} == still
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
 def test_a_deep_copy_is_equal_and_independent(converted: nn.Module) -> None:

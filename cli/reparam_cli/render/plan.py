@@ -45,10 +45,12 @@ def _steps_view(steps: Sequence[Any]) -> Table:
     groups: dict[tuple[str, ...], list[str]] = {}
     for step in steps:
         options = written(_non_default(step.operator, step.options))
-        groups.setdefault((step.operator, options, _short_rule(step.rule)), []).append(step.site.path)
+        key = (step.operator, options, step.remark or "", _short_rule(step.rule))
+        groups.setdefault(key, []).append(step.site.path)
     table = _site_table()
-    for (operator, options, rule), paths in groups.items():
+    for (operator, options, remark, rule), paths in groups.items():
         outcome = Text.assemble("-> ", (operator, "green"), f" {options}" if options else "")
+        outcome.append(f" ({remark})" if remark else "", style="dim")
         for line in fold_paths(paths):
             table.add_row(line.text or "(the model)", str(line.count), outcome, rule)
     return table

@@ -7,6 +7,7 @@ from torch import nn
 from reparam.graph.attention_match import ANCHORS, AttentionMatch, match_attention
 from reparam.graph.finders.base import Scene, finder, qualified_type
 from reparam.graph.token_grid import find_token_grid
+from reparam.graph.token_use import reads_only_prefix
 from reparam.ops.site import AttentionForm, Site
 from reparam.trace.record import Op, Trace
 
@@ -51,7 +52,7 @@ def _site(scene: Scene, path: str, found: list[Found]) -> Site:
         output_shape=op.output.shape if isinstance(match, str) else match.out.shape,
         calls=len(scene.trace.calls_of(path)),
         refusal=refusal,
-        attention=None if isinstance(match, str) or refusal else _form(scene.trace, match),
+        attention=None if refusal else _whole_form(scene.trace, found),
     )
 
 
@@ -64,7 +65,7 @@ def _refuse(scene: Scene, path: str, found: list[Found]) -> str | None:
         reason = match if isinstance(match, str) else _refuse_core(scene, path, match)
         if isinstance(match, str) or reason is not None:
             return reason
-        forms.add(_form(scene.trace, match).model_dump_json())
+        forms.add(_form(scene.trace, match, [match]).model_copy(update={"reads_only_prefix": False}))
     return "it is called with different shapes, and one core cannot have two" if len(forms) > 1 else None
 
 
@@ -91,8 +92,14 @@ def _refuse_readers(scene: Scene, path: str, match: AttentionMatch) -> str | Non
     return None
 
 
-def _form(trace: Trace, match: AttentionMatch) -> AttentionForm:
+def _whole_form(trace: Trace, found: list[Found]) -> AttentionForm | None:
+    matches = [match for _, match in found if isinstance(match, AttentionMatch)]
+    return _form(trace, matches[0], matches) if matches else None
+
+
+def _form(trace: Trace, match: AttentionMatch, calls: list[AttentionMatch]) -> AttentionForm:
     grid, reason = find_token_grid(trace, match.v, dim=-2)
+    prefix = grid.prefix if grid else 0
     return AttentionForm(
         heads=match.q.shape[1],
         head_dim=match.q.shape[-1],
@@ -105,4 +112,5 @@ def _form(trace: Trace, match: AttentionMatch) -> AttentionForm:
         dropout=match.dropout,
         grid=grid,
         grid_missing_because=reason,
+        reads_only_prefix=all(reads_only_prefix(trace, m.out, dim=-2, prefix=prefix) for m in calls),
     )

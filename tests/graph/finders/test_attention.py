@@ -262,4 +262,5 @@ def test_the_form_of_deit_tiny_is_that_of_its_paper() -> None:
         scale=1 / math.sqrt(64),
         is_fused=True,
         grid=TokenGrid(prefix=1, height=14, width=14),
+        reads_only_prefix=True,
     )
