@@ -10,8 +10,8 @@ from reparam.trace.record import Op, Ref, Trace
 #: Operations that treat tokens one by one, or only view them.
 _TOKENWISE = {
     "add", "clone", "contiguous", "div", "dropout", "expand", "flatten", "float", "gelu", "getitem", "layer_norm",
-    "linear", "mul", "neg", "permute", "radd", "relu", "reshape", "rms_norm", "rmul", "rsub", "select", "sigmoid", "silu", "sub",
-    "swapaxes", "tanh", "to", "transpose", "truediv", "type_as", "unflatten", "unsqueeze", "view",
+    "linear", "mul", "neg", "permute", "radd", "relu", "reshape", "rms_norm", "rmul", "rsub", "select", "sigmoid",
+    "silu", "sub", "swapaxes", "tanh", "to", "transpose", "truediv", "type_as", "unflatten", "unsqueeze", "view",
 }  # fmt: skip
 
 
