@@ -1,6 +1,5 @@
 """`reparam convert`: plan, rewrite, verify and save; `--dry-run` stops after the plan."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,7 +61,6 @@ def convert(
         return
     folder = out or default_out(model, recipe)
     arguments = parse_pairs(model_kwargs, flag="--model-kwargs")
-    refuse_trained(folder)
     with only_results_on_stdout():
         conversion = reparam.convert(
             model,
@@ -82,12 +80,3 @@ def convert(
         return
     show_plan(conversion.plan, model=model)
     print(f"saved to {folder}")
-
-
-def refuse_trained(folder: Path) -> None:
-    """Raises CheckpointError when `folder` holds a fine-tuned run: a new conversion must not cost hours of training."""
-    if (folder / "summary.csv").exists():
-        raise reparam.errors.CheckpointError(
-            f"{folder} holds a fine-tuned run, which a new conversion would replace; "
-            "name another folder with --out, or remove it"
-        )

@@ -12,14 +12,17 @@ from reparam.api.recipes import check_recipe
 from reparam.api.subject import Subject, count_totals, resolve_subject
 from reparam.atomic import atomic_folder, refuse_foreign
 from reparam.checkpoint.save import write_checkpoint
+from reparam.errors import CheckpointError
 from reparam.graph.plan import make_plan
 from reparam.graph.provenance import Provenance, attach
 from reparam.graph.records import Plan
 from reparam.graph.rewrite import rewrite
+from reparam.models.inputs import input_specs
 from reparam.models.spec import stamp
 from reparam.models.weights import WeightsRecord, given_weights, load_weights
 from reparam.recipe.schema import Recipe
-from reparam.trace.probe import ExampleInput
+from reparam.trace.probe import ExampleInput, as_arguments
+from reparam.train.summary import SUMMARY_NAME
 
 #: The folder inside a run that holds the original model: the teacher, and where every stage begins.
 DENSE = "dense"
@@ -74,6 +77,7 @@ def convert(
     checked = check_recipe(recipe, overrides=overrides)
     if out is not None:
         refuse_foreign(Path(out).resolve())
+        _refuse_trained(Path(out))
     subject = resolve_subject(
         model,
         example_input=example_input,
@@ -97,6 +101,14 @@ def convert(
     return conversion
 
 
+def _refuse_trained(folder: Path) -> None:
+    if (folder / SUMMARY_NAME).exists():
+        raise CheckpointError(
+            f"{folder} holds a fine-tuned run, which a new conversion would replace; name another folder or remove it. "
+            f"To train it further: reparam finetune {folder}"
+        )
+
+
 def _with_weights(subject: Subject, weights: str, *, copied: bool) -> tuple[nn.Module, WeightsRecord]:
     if any(parameter.is_meta for parameter in subject.model.parameters()):
         return subject.model, load_weights(subject.model, subject.spec, weights)
@@ -105,9 +117,11 @@ def _with_weights(subject: Subject, weights: str, *, copied: bool) -> tuple[nn.M
 
 def _rewritten(dense: nn.Module, subject: Subject, planned: Plan, record: WeightsRecord) -> Conversion:
     model = rewrite(dense, planned, subject.example_input)
-    attach(model, Provenance(spec=subject.spec, plan=planned, weights=record))
+    inputs = input_specs(subject.example_input)
+    attach(model, Provenance(spec=subject.spec, plan=planned, weights=record, inputs=inputs))
     return Conversion(model=model, plan=planned)
 
 
-def _golden_input(example_input: ExampleInput | None) -> Tensor | None:
-    return example_input if isinstance(example_input, Tensor) and not example_input.is_meta else None
+def _golden_input(example_input: ExampleInput | None) -> ExampleInput | None:
+    leaves = () if example_input is None else as_arguments(example_input)
+    return None if any(isinstance(x, Tensor) and x.is_meta for x in leaves) else example_input

@@ -23,7 +23,7 @@ from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.loop import Trainer
 from reparam.train.progress import Progress, Silent, StageReport
 from reparam.train.splits import check_folders
-from reparam.train.summary import Summary, Written, write_args
+from reparam.train.summary import SUMMARY_NAME, Summary, Written, write_args
 
 
 class StageResult(Frozen):
@@ -124,8 +124,10 @@ def _convert(
 def _train(
     run: Run, data: DataSettings, resolved: Mapping[int, TrainSettings], *, source: str, progress: Progress
 ) -> FinetuneResult:
+    if (run.folder / SUMMARY_NAME).exists():
+        progress.message(f"{run.folder} was trained before; stages that are trained again begin anew and are replaced")
     names = [run.plan.stages[i].name for i in resolved]
-    told = Written(progress, Summary(run.folder / "summary.csv", stages=names))
+    told = Written(progress, Summary(run.folder / SUMMARY_NAME, stages=names))
     dense: Evaluation | None = None
     results: list[StageResult] = []
     for i, settings in resolved.items():

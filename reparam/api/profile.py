@@ -1,10 +1,13 @@
 """`reparam.profile`: parameters, operations, size on disc, and latency measured here."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from reparam.api.evaluate import EVALUATION_NAME
 from reparam.api.subject import count_totals, is_checkpoint, resolve_subject
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import WEIGHTS_NAME
@@ -14,21 +17,25 @@ from reparam.graph.provenance import provenance_of
 from reparam.models.build import build_model
 from reparam.models.known import spec_of
 from reparam.models.spec import ModelSpec
+from reparam.ops.routing import Router
 from reparam.recipe.schema import Frozen
 from reparam.trace.probe import probe
+from reparam.train.evaluate import Evaluation
 
 
 class Profile(Frozen):
     """What one image costs. Counts are exact where they are counted; `latency` was measured here or is None.
 
-    `operations` maps "mul.f32" and the like to counts per image; a mixture of experts is counted at its balanced load
-    (modelled). `uncounted` tells how often torch functions ran that have no formula.
+    `operations` maps "mul.f32" and the like to counts per image. `experts` says where mixtures of experts sent their
+    tokens in those counts: "measured" shares, or the "balanced" load (modelled); None without mixtures. `uncounted`
+    tells how often torch functions ran that have no formula.
     """
 
     name: str
     parameters: int
     operations: dict[str, int]
     uncounted: dict[str, int]
+    experts: Literal["measured", "balanced"] | None
     file_bytes: int | None
     latency: Latency | None
 
@@ -39,6 +46,7 @@ def profile(
     example_input: Tensor | None = None,
     batch_size: int = 1,
     measure: bool = True,
+    mult_share: Mapping[str, float] | None = None,
 ) -> Profile:
     """Counts and times a model.
 
@@ -47,13 +55,16 @@ def profile(
         example_input: one batch; wanted for models whose input nothing else tells.
         batch_size: images per timed forward, unless `example_input` says.
         measure: time it; without, nothing is run.
+        mult_share: measured share of tokens for the multiply expert, by router, as an `Evaluation` holds it; of a
+            checkpoint folder by default that of its evaluate.json.
     Raises:
         ModelError, CheckpointError: the source cannot be built or loaded, or its input is unknown.
     """
     model, name = _open(source, measure=measure)
     shape = _input_shape(model, example_input)
     dtype = torch.float32 if example_input is None else example_input.dtype
-    totals = count_totals(model, probe(model, torch.empty(shape, dtype=dtype, device="meta")))
+    shares = _measured_shares(source) if mult_share is None else mult_share
+    totals = count_totals(model, probe(model, torch.empty(shape, dtype=dtype, device="meta")), mult_share=shares)
     latency = None
     if measure:
         batch = torch.randn(batch_size, *shape[1:]) if example_input is None else example_input
@@ -64,9 +75,23 @@ def profile(
         parameters=totals.parameters,
         operations=totals.operations,
         uncounted=totals.uncounted,
+        experts=_experts(model, shares),
         file_bytes=weights.stat().st_size if weights else None,
         latency=latency,
     )
+
+
+def _measured_shares(source: str | Path | nn.Module) -> Mapping[str, float]:
+    if isinstance(source, nn.Module) or not (Path(source) / EVALUATION_NAME).is_file():
+        return {}
+    return Evaluation.model_validate_json((Path(source) / EVALUATION_NAME).read_text(encoding="utf-8")).mult_share
+
+
+def _experts(model: nn.Module, shares: Mapping[str, float]) -> Literal["measured", "balanced"] | None:
+    routers = [path for path, module in model.named_modules() if isinstance(module, Router)]
+    if not routers:
+        return None
+    return "measured" if all(path in shares for path in routers) else "balanced"
 
 
 def _open(source: str | Path | nn.Module, *, measure: bool) -> tuple[nn.Module, str]:

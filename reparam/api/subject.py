@@ -73,9 +73,9 @@ def is_checkpoint(source: object) -> bool:
     return isinstance(source, str | Path) and (Path(source) / CONFIG_NAME).is_file()
 
 
-def count_totals(model: nn.Module, trace: Trace) -> Totals:
+def count_totals(model: nn.Module, trace: Trace, *, mult_share: Mapping[str, float] | None = None) -> Totals:
     """Parameters, and operations per image of the recorded run."""
-    counts, uncounted = count_operations(model, trace)
+    counts, uncounted = count_operations(model, trace, mult_share=mult_share)
     batch = trace.inputs[0].shape[0] if trace.inputs and trace.inputs[0].shape else 1
     return Totals(
         parameters=sum(parameter.numel() for parameter in model.parameters()),

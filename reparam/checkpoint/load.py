@@ -114,7 +114,5 @@ def _fill_(model: nn.Module, record: Record, folder: Path, *, check: bool) -> No
 
 def _remember(model: nn.Module, record: Record) -> None:
     if record.plan is not None and record.base.weights is not None:
-        attach(
-            model,
-            Provenance(spec=record.base.spec, plan=record.plan, weights=record.base.weights, stages=record.stages),
-        )
+        base, plan, stages, inputs = record.base, record.plan, record.stages, record.inputs
+        attach(model, Provenance(spec=base.spec, plan=plan, weights=record.base.weights, stages=stages, inputs=inputs))

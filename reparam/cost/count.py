@@ -6,12 +6,14 @@ batch size.
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import nn
 
 from reparam.counts import OpCount
 from reparam.ops.base import Operator
-from reparam.trace.record import Op, Trace
+from reparam.ops.moe import MoeMlp
+from reparam.trace.record import ModuleCall, Op, Trace
 
 #: Operations that move or view data, or create it; they compute nothing.
 _FREE = {
@@ -26,8 +28,13 @@ _ADDS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _MULS = {"mul", "rmul", "imul", "multiply"}
 
 
-def count_operations(model: nn.Module, trace: Trace) -> tuple[OpCount, Counter[str]]:
+def count_operations(
+    model: nn.Module, trace: Trace, *, mult_share: Mapping[str, float] | None = None
+) -> tuple[OpCount, Counter[str]]:
     """Returns the operations of the whole recorded run, and how often each uncounted torch function ran.
+
+    `mult_share` maps the path of a router to the measured share of tokens that take the multiply expert; a mixture that
+    is not in it is counted at its balanced load.
 
     An operator declares what its own code does; the dense modules it carries along (the activation in an expert) are
     not its code, so their functions without a formula are listed like all others.
@@ -37,7 +44,7 @@ def count_operations(model: nn.Module, trace: Trace) -> tuple[OpCount, Counter[s
     total, uncounted = OpCount(), Counter[str]()
     for call in trace.calls:
         if call.path in operators and not _is_inside(call.path, operators):
-            total += operators[call.path].op_count(*(ref.shape for ref in call.inputs))
+            total += _declared(operators[call.path], call, mult_share or {})
     readers, hidden = _weight_readers(trace, operators)
     for op in trace.ops:
         owner = next((operators[path] for path in op.stack if path in operators), None)
@@ -50,6 +57,13 @@ def count_operations(model: nn.Module, trace: Trace) -> tuple[OpCount, Counter[s
         elif counted is not None and owner is None:
             total += counted
     return total, uncounted
+
+
+def _declared(operator: Operator, call: ModuleCall, mult_share: Mapping[str, float]) -> OpCount:
+    shapes = [ref.shape for ref in call.inputs]
+    if isinstance(operator, MoeMlp):
+        return operator.op_count(*shapes, mult_share=mult_share.get(f"{call.path}.router"))
+    return operator.op_count(*shapes)
 
 
 def _weight_readers(trace: Trace, operators: dict[str, Operator]) -> tuple[dict[int, Operator], set[int]]:

@@ -1,10 +1,15 @@
 """Measures how long one forward takes here, with torch's own timer: warm-up, enough runs, median and spread."""
 
+import logging
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from reparam.recipe.schema import Frozen
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
 
 #: Seconds spent measuring; torch's timer chooses how many runs fit.
 _MIN_RUN_TIME = 0.5
@@ -33,7 +38,9 @@ def measure_latency(model: nn.Module, example_input: Tensor, *, min_run_time: fl
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     threads = torch.get_num_threads()
-    timer = Timer("run(x)", globals={"run": torch.inference_mode()(model), "x": example_input}, num_threads=threads)
+    timer = _timer_class()(
+        "run(x)", globals={"run": torch.inference_mode()(model), "x": example_input}, num_threads=threads
+    )
     try:
         timer.timeit(2)
         measured = timer.blocked_autorange(min_run_time=min_run_time)
@@ -49,6 +56,14 @@ def measure_latency(model: nn.Module, example_input: Tensor, *, min_run_time: fl
         device=_device_name(example_input.device),
         dtype=str(example_input.dtype).removeprefix("torch."),
     )
+
+
+def _timer_class() -> "type[Timer]":
+    # Imported here, and quietly: the import warns on machines that have a CUDA toolkit and no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
+
+    return Timer
 
 
 def _device_name(device: torch.device) -> str:

@@ -47,6 +47,8 @@ def make_plan(
     Raises:
         PlanError: rules that match nothing and sites that were refused, all of them at once.
     """
+    if stages is not None and not 0 < stages <= len(recipe.stages):
+        raise PlanError(f'recipe "{recipe.name}" has {len(recipe.stages)} stages; wanted the first {stages} of them')
     planned = meta_copy(model)
     scene = Scene(planned, probe(planned, example_input))
     before = count(planned, scene.trace)

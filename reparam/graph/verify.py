@@ -87,15 +87,15 @@ def check_operator(
     """
     calls = _as_calls(inputs)
     trainable = {name: p for name, p in operator.named_parameters() if p.requires_grad}
-    with _mode(module, training=False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with _mode(module, training=False), torch.enable_grad(), seeded():
         made = [_random_call(*call, like=module) for call in calls]
         try:
             outputs = [tensor for args, kwargs in made for tensor in _tensors(module(*args, **kwargs))]
         except Exception as error:
             raise RewriteError(f'"{path}": {operator.name} does not run on its recorded input: {error}') from error
         loss = torch.stack([(t * torch.randn_like(t)).sum() for t in outputs if t.is_floating_point()]).sum()
-        gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True) if loss.requires_grad else ()
+        can_learn = bool(trainable) and loss.requires_grad
+        gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True) if can_learn else ()
     if output_shape and outputs[0].shape != torch.Size(output_shape):
         raise RewriteError(f'"{path}": {operator.name} gives shape {tuple(outputs[0].shape)}, wanted {output_shape}')
     if not all(bool(torch.isfinite(t).all()) for t in outputs):
@@ -137,9 +137,17 @@ def _random_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, like: nn.Modu
 @torch.no_grad()
 def _run(owner: nn.Module, calls: Sequence[Call], *, training: bool) -> list[Tensor]:
     """Outputs of the calls under one seed."""
-    with _mode(owner, training=training), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with _mode(owner, training=training), seeded():
         return [tensor for args, kwargs in calls for tensor in _tensors(owner(*args, **kwargs))]
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Fixed random numbers inside, the caller's own afterwards, on every device that is in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_SEED)
+        yield
 
 
 @contextmanager

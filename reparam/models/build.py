@@ -1,6 +1,7 @@
 """From a model's name to its spec, and from its spec to a module: with random weights, or on the meta device."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from reparam.models.names import resolve_name
 from reparam.models.sources import split_source
 from reparam.models.spec import ModelSpec, Source, stamp
 
+logger = logging.getLogger(__name__)
 _DEFAULT_CHANNELS = 3
 
 
@@ -47,7 +49,10 @@ def build_spec(
     source, name = split_source(model)
     if source == "file":
         return _file_spec(name, kwargs, img_size=img_size)
-    return _timm_spec(source, resolve_name(model).name, kwargs, img_size=img_size)
+    resolved = resolve_name(model)
+    if resolved.note:
+        logger.info(resolved.note)
+    return _timm_spec(source, resolved.name, kwargs, img_size=img_size)
 
 
 def build_model(spec: ModelSpec, *, device: Literal["cpu", "meta"] = "cpu") -> nn.Module:

@@ -58,7 +58,8 @@ class BinaryLinearAttentionOptions(OperatorOptions):
 class TokenConv(nn.Module):
     """Depthwise convolution of v (B, H, N, E) over the token grid, one filter per channel; prefix tokens get nothing.
 
-    At another image size the grid keeps its aspect ratio.
+    At another image size the grid is taken to keep the aspect ratio of the traced one, for the core sees tokens, not
+    images. For images of another shape, convert with an example input of that shape.
     """
 
     def __init__(self, channels: int, kernel: int, grid: TokenGrid, *, init: Literal["zero", "normal"]) -> None:
@@ -225,7 +226,7 @@ class BinaryLinearAttention(Operator):
         rows, products = batch * heads, (queries + keys) * width * value_width
         outputs = queries * value_width
         if self.options.normaliser == "l2":
-            norm = {("mul", "f32"): 3 * outputs, ("add", "f32"): 2 * outputs, ("sqrt", "f32"): queries}
+            norm = {("mul", "f32"): 4 * outputs, ("add", "f32"): 2 * outputs, ("sqrt", "f32"): queries}
             mixing = OpCount({**norm, ("div", "f32"): outputs}) * rows  # type: ignore[dict-item]
         else:
             is_sum = self.options.constant_term == "sum"
@@ -234,7 +235,10 @@ class BinaryLinearAttention(Operator):
             sums = keys * width + queries * width + constant
             mixing = OpCount({("add", "f32"): sums, ("mul", "f32"): scaled, ("div", "f32"): outputs}) * rows
         if self.options.codes == "real":
-            product = OpCount.multiply_accumulate(products * rows)
+            unit = OpCount.multiply_accumulate((queries + keys) * width) + OpCount(
+                {("sqrt", "f32"): queries + keys, ("div", "f32"): (queries + keys) * width}
+            )
+            product = (OpCount.multiply_accumulate(products) + unit) * rows
         else:
             codes = (queries + keys) * width
             product = OpCount({("add", "f32"): products, ("cmp", "f32"): codes}) * rows
@@ -288,6 +292,7 @@ class BinaryLinearAttention(Operator):
             example("zero-threshold", threshold="zero"),
             example("own-constant", constant_term="own"),
             example("no-conv", conv_kernel=0, grid=None),
+            example("no-parameters", codes="real", conv_kernel=0, grid=None),
             example("cross", conv_kernel=0, keys=5),
             example(
                 "released", codes="bit", normaliser="l2", conv_kernel=9, conv_layout="sequence", conv_init="normal"

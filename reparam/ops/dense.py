@@ -9,7 +9,6 @@ operator is trusted. Shapes: q (..., N, D), k (..., M, D), v (..., M, E), out (.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reparam.counts import OpCount
 from reparam.ops.site import AttentionForm
 
 
@@ -34,15 +33,3 @@ class DenseAttention(nn.Module):
             scores = scores / self.form.scale if self.form.scale_divides else scores * self.form.scale
             out = F.dropout(scores.softmax(dim=-1), dropout, self.training) @ v
         return out if self.perturbation == 1.0 else out * self.perturbation
-
-    def op_count(self, *input_shapes: tuple[int, ...]) -> OpCount:
-        """The two products; the softmax is not counted here."""
-        (*batch, queries, width), (_, keys, _), (_, _, value_width) = (
-            input_shapes[0],
-            input_shapes[1][-3:],
-            input_shapes[2][-3:],
-        )
-        instances = 1
-        for size in batch:
-            instances *= size
-        return OpCount.multiply_accumulate(instances * queries * keys * (width + value_width))

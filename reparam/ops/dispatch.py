@@ -3,9 +3,10 @@
 gather   sorts tokens by expert and runs each expert on its own rows. Segment sizes are read on the host, so it is for
          CPU, where that costs nothing.
 grouped  sorts tokens and runs both experts' linear layers as one grouped product whose segment offsets stay on the
-device:
-         no host synchronisation. Needs experts that are straight chains of linear layers and elementwise modules.
-masked   runs both experts on every token and selects: twice the work, static shapes, for compile and export.
+         device: no host synchronisation. Needs experts that are straight chains of linear layers and elementwise
+         modules.
+masked   runs both experts on every token and selects: twice the work, static shapes, for compile and export. While
+         training with fixed-point activations, the shift expert's range then follows all tokens, not its own.
 
 Shapes: tokens (T, C), index (T,) with values 0 and 1, result (T, O).
 """
@@ -40,8 +41,7 @@ def dispatch_grouped(tokens: Tensor, index: Tensor, chains: Sequence[Sequence[nn
     Args:
         tokens: (T, C).
         index: (T,).
-        chains: for each expert its modules in call order; modules that are not linear layers are elementwise and
-        without
+        chains: for each expert its modules in call order; those that are not linear layers are elementwise and hold no
             parameters, so the first expert's serve both.
     """
     order = torch.argsort(index, stable=True)
@@ -73,7 +73,9 @@ def _quantised_input(rows: Tensor, order: Tensor, index: Tensor, layers: Sequenc
     activation = getattr(layers[1], "activation", None)
     if activation is None or isinstance(activation, nn.Identity):
         return rows
-    return torch.where(index[order].unsqueeze(1).bool(), activation(rows), rows)
+    is_shifted = index[order].unsqueeze(1).bool()
+    # The other expert's rows are zeroed first: an activation that observes its range must not see them.
+    return torch.where(is_shifted, activation(torch.where(is_shifted, rows, 0.0)), rows)
 
 
 def _unsort(rows: Tensor, order: Tensor) -> Tensor:

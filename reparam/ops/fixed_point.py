@@ -50,6 +50,8 @@ class FixedPoint(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
+        if not x.numel():
+            return  # an expert may get no token
         low, high = torch.aminmax(x.detach())
         self.absmax.copy_(torch.maximum(self.absmax * _DECAY, torch.maximum(-low, high).float()))
 

@@ -142,14 +142,16 @@ class MoeMlp(Operator):
         mixture.router.to(device=reference.device, dtype=reference.dtype)
         return mixture
 
-    def op_count(self, *input_shapes: tuple[int, ...]) -> OpCount:
-        """Counts at the balanced load, where the share of an expert is inversely proportional to its latency.
+    def op_count(self, *input_shapes: tuple[int, ...], mult_share: float | None = None) -> OpCount:
+        """Counts at a measured share of tokens for the multiply expert, or else at the balanced load.
 
-        The router's two products and one comparison are included; activations inside the experts are not.
+        At the balanced load the share of an expert is inversely proportional to its latency. The router's two products
+        and one comparison are included; activations inside the experts are not.
         """
         tokens = math.prod(input_shapes[0][:-1])
         multiply_latency, shift_latency = self.options.latency
-        multiplied = round(tokens * shift_latency / (multiply_latency + shift_latency))
+        balanced = shift_latency / (multiply_latency + shift_latency)
+        multiplied = round(tokens * (balanced if mult_share is None else mult_share))
         count = OpCount.multiply_accumulate(tokens * 2 * self.router.weight.shape[1])
         count += OpCount({("cmp", "f32"): tokens})
         for name in self.form.linears:
@@ -189,7 +191,9 @@ class MoeMlp(Operator):
             example("default"),
             example("ps", shift=ShiftLinearOptions(parameterisation="ps")),
             example("probability-gate", gate="probability", router_init="normal"),
+            example("released-gate", gate="one", router_init="normal", router_noise=0.0),
             example("grouped", dispatch="grouped", router_init="normal"),
+            example("fixed-point", shift=ShiftLinearOptions(activation_bits=8)),
             example("masked", dispatch="masked", router_init="normal"),
             example(
                 "grouped-odd-width",

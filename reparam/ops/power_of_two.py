@@ -12,8 +12,8 @@ from torch import Tensor
 
 Domain = Literal["log", "linear"]
 
-#: dtype -> (integer view, mantissa bits, mantissa of the float nearest to sqrt(2)). That float counts as a tie, which
-# goes up.
+#: dtype -> (integer view, mantissa bits, mantissa of the float nearest to sqrt(2)); that float counts as a tie, which
+#: goes up.
 _LAYOUT = {
     torch.float32: (torch.int32, 23, 0x3504F3),
     torch.float64: (torch.int64, 52, 0x6A09E667F3BCD),

@@ -58,7 +58,9 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self.latency, self.gate, self.noise = latency, gate, noise
-        self.weight = nn.Parameter(torch.zeros(2, width) if init == "zero" else 0.02 * torch.randn(2, width))
+        start = torch.zeros(2, width) if init == "zero" else 0.02 * torch.randn(2, width)
+        # The released gate passes no gradient on; a parameter that cannot learn must not look as if it could.
+        self.weight = nn.Parameter(start, requires_grad=gate != "one")
 
     def forward(self, tokens: Tensor) -> Routing:
         """Routes tokens (T, C)."""

@@ -68,7 +68,9 @@ def channel_offset(weight: Tensor, *, domain: Domain = "log") -> Tensor:
 
 
 def shift_weight(weight: Tensor, offset: Tensor, options: ShiftLinearOptions, *, training: bool = False) -> Tensor:
-    """Rounds each weight to a signed power of two in its channel's range (DeepShift-Q); backward is the identity.
+    """Rounds each weight to a signed power of two in its channel's range (DeepShift-Q).
+
+    Backward is the identity, except that a latent beyond twice the channel's largest power is not pushed further out.
 
     Args:
         weight: (O, I) latent weights.
@@ -90,26 +92,33 @@ def shift_weight(weight: Tensor, offset: Tensor, options: ShiftLinearOptions, *,
         rounded = round_to_power_of_two(latent, domain=options.domain)
     magnitude = torch.minimum(torch.maximum(rounded.abs(), bottom), top)
     is_zero = latent.abs() < bottom / 2 if options.zero_code else latent == 0
-    return straight_through(weight, torch.copysign(magnitude, latent).masked_fill(is_zero, 0.0).to(weight.dtype))
+    value = torch.copysign(magnitude, latent).masked_fill(is_zero, 0.0).to(weight.dtype)
+    return straight_through(weight, value, limit=2 * top)
 
 
 class _ShiftAndSign(torch.autograd.Function):
     """w = t * 2**(p + e), p = round(clamp(shift, p_min, 0)), t = sign(round(sign)) in {-1, 0, 1}.
 
-    Backward, with G = dL/dw: dL/dsign = G (not scaled by 2**p) and dL/dshift = G * w * ln 2. DeepShift, ste.py.
+    Backward, with G = dL/dw: dL/dsign = G (not scaled by 2**p) and dL/dshift = G * w * ln 2, as DeepShift published; no
+    gradient pushes a sign beyond [-1, 1] or a shift beyond [p_min, 0] further out, for there it could not come back.
     """
 
     @staticmethod
     def forward(ctx: Any, shift: Tensor, sign: Tensor, offset: Tensor, lowest: int) -> Tensor:
         exponent = torch.round(shift.clamp(lowest, 0)).to(torch.int32) + offset
-        weight = (torch.sign(torch.round(sign.clamp(-1, 1))) * power_of_two(exponent)).to(sign.dtype)
-        ctx.save_for_backward(weight)
+        weight = (torch.sign(torch.round(sign)) * power_of_two(exponent)).to(sign.dtype)
+        ctx.save_for_backward(weight, shift, sign)
+        ctx.lowest = lowest
         return weight
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return gradient * weight * math.log(2.0), gradient, None, None
+        weight, shift, sign = ctx.saved_tensors
+        by_shift = gradient * weight * math.log(2.0)
+        # Descent moves against the gradient.
+        shift_leaves = ((shift > 0) & (by_shift < 0)) | ((shift < ctx.lowest) & (by_shift > 0))
+        sign_leaves = (sign.abs() > 1) & (gradient * sign < 0)
+        return by_shift.masked_fill(shift_leaves, 0.0), gradient.masked_fill(sign_leaves, 0.0), None, None
 
 
 @operator("shift_linear", kind="linear", source="arXiv:1905.13298")
@@ -176,12 +185,14 @@ class ShiftLinear(Operator):
         return layer.train(dense.training)
 
     def op_count(self, *input_shapes: tuple[int, ...]) -> OpCount:
-        """One shift and one add per product, and one add per output for the bias."""
+        """One shift and one add per product, one add per output for the bias, and fixed-point scaling of the input."""
         rows = math.prod(input_shapes[0][:-1])
         products = rows * self.in_features * self.out_features
         bias = rows * self.out_features if self.bias is not None else 0
         operand = f"i{self.options.activation_bits}" if self.options.activation_bits else "f32"
-        return OpCount({("shift", operand): products, ("add", operand): products + bias})
+        inputs = rows * self.in_features if self.options.activation_bits else 0
+        fixed_point = OpCount({("shift", "f32"): 2 * inputs, ("cmp", "f32"): 2 * inputs})
+        return OpCount({("shift", operand): products, ("add", operand): products + bias}) + fixed_point
 
     @classmethod
     def examples(cls) -> list[Example]:

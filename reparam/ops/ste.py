@@ -9,21 +9,29 @@ from torch.autograd.function import once_differentiable
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, latent: Tensor, value: Tensor, limit: Tensor | None) -> Tensor:
+        ctx.has_limit = limit is not None
+        if limit is not None:
+            ctx.save_for_backward(latent, limit)
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.has_limit:
+            latent, limit = ctx.saved_tensors
+            gradient = gradient.masked_fill((latent.abs() > limit) & (gradient * latent < 0), 0.0)
+        return gradient, None, None
 
 
-def straight_through(latent: Tensor, value: Tensor) -> Tensor:
+def straight_through(latent: Tensor, value: Tensor, *, limit: Tensor | None = None) -> Tensor:
     """Returns `value` bit for bit; backward: dL/dlatent = dL/dvalue, and `value` gets no gradient.
 
-    The common `latent + (value - latent).detach()` is not exact: the sum rounds.
+    With a `limit`, a latent whose magnitude has passed it gets no gradient that would push it further out (descent on
+    a gradient of the opposite sign): a saturated weight must be able to come back. The common
+    `latent + (value - latent).detach()` is not exact: the sum rounds.
     """
-    return _StraightThrough.apply(latent, value.detach())  # type: ignore[no-any-return]
+    return _StraightThrough.apply(latent, value.detach(), limit)  # type: ignore[no-any-return]
 
 
 class _Binarize(torch.autograd.Function):
@@ -67,7 +75,7 @@ class _RoundToGrid(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (scaled,) = ctx.saved_tensors
-        # One fused pass; torch's own fake quantiser takes three times as long (see docs/benchmarks.md).
+        # One fused pass over values in grid units, whose bounds need no read from the device.
         inside = torch.ops.aten.hardtanh_backward(gradient, scaled, -ctx.largest - 1.5, ctx.largest + 0.5)
         return inside, None, None
 

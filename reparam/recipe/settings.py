@@ -72,7 +72,6 @@ class TrainSettings:
     grad_checkpointing: bool = setting(False, "Recompute activations in backward to save memory.")
     workers: int = setting(2, "Loader processes.", short="j")
     log_interval: int = setting(50, "Steps between two refreshed progress figures.")
-    checkpoint_hist: int = setting(2, "Checkpoints kept.")
 
 
 SETTING_NAMES: tuple[str, ...] = tuple(f.name for f in fields(TrainSettings))

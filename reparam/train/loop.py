@@ -1,6 +1,7 @@
 """The loop of one stage: epochs of steps, an evaluation after each, the best and the newest model saved as they come.
 
-A loss that is not finite ends the run with the last good checkpoint in place; so does Ctrl-C, for nothing is saved in
+A loss that is not finite ends the run, at the latest when the next figures are read (`log_interval` steps), with the
+last good checkpoint in place; so does Ctrl-C, for nothing is saved in
 the middle of an epoch, and a save replaces the older one only when it is complete.
 """
 

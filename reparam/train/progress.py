@@ -36,7 +36,10 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochReport:
-    """A finished epoch. `epoch` starts at 1. Losses are unweighted means; a term that is off is None."""
+    """A finished epoch. `epoch` starts at 1.
+
+    `train_loss` is the weighted total, the others are unweighted, None is off.
+    """
 
     stage: str
     epoch: int

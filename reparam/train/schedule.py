@@ -47,7 +47,8 @@ def _timm_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
             optimizer,
             sched=settings.sched,
             num_epochs=settings.epochs,
-            warmup_epochs=settings.warmup_epochs,
+            # A stage that is all warm-up would never reach its rate.
+            warmup_epochs=min(settings.warmup_epochs, settings.epochs - 1),
             warmup_lr=settings.warmup_lr,
             min_lr=settings.min_lr,
             cooldown_epochs=settings.cooldown_epochs,

@@ -11,6 +11,7 @@ import yaml
 from reparam.atomic import write_text
 from reparam.train.progress import EpochReport, Progress, StageReport, StepReport
 
+SUMMARY_NAME = "summary.csv"
 TIMM_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 OWN_COLUMNS = ("stage", "task_loss", "distill_loss", "balance_loss", "mult_share", "images_per_second")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import reparam
 from reparam.errors import CheckpointError, PlanError, ReparamError, RewriteError, WeightsError
@@ -178,3 +178,32 @@ def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(CheckpointError):
         reparam.convert(vit(), FULL, example_input=images(), out=tmp_path / "run")
+
+
+class TwoInputs(nn.Module):
+    """Adds a second tensor to what the first one becomes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out: Tensor = self.fc(x) + y
+        return out
+
+
+def test_a_model_of_several_inputs_is_saved_and_loaded(tmp_path: Path) -> None:
+    x, y = torch.randn(2, 4), torch.randn(2, 3)
+    conversion = reparam.convert(TwoInputs(), recipe([LINEAR]), example_input=(x, y), out=tmp_path / "run")
+    first = reparam.load(tmp_path / "run", base=TwoInputs)
+    reparam.save(first, tmp_path / "again")
+    second = reparam.load(tmp_path / "again", base=TwoInputs)
+    assert torch.equal(second(x, y), conversion.model.eval()(x, y))
+
+
+def test_a_fine_tuned_run_is_not_replaced(tmp_path: Path) -> None:
+    reparam.convert(vit(), "shiftaddvit", example_input=images(), out=tmp_path / "run")
+    (tmp_path / "run" / "summary.csv").write_text("epoch\n")
+    with pytest.raises(CheckpointError, match="holds a fine-tuned run"):
+        reparam.convert(vit(), "shiftaddvit", example_input=images(), out=tmp_path / "run")
+    assert (tmp_path / "run" / "summary.csv").exists()

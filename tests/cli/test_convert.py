@@ -60,18 +60,6 @@ def test_json_names_the_folder_and_holds_the_plan(run_cli: RunCli, asked: dict[s
     assert reparam.Plan.model_validate(found["plan"]) == plan_of()
 
 
-def test_a_fine_tuned_run_is_not_replaced(run_cli: RunCli, asked: dict[str, Any]) -> None:
-    Path("here").mkdir()
-    Path("here/summary.csv").write_text("epoch\n")
-    answer = run_cli("convert", "m", "--recipe", "r", "--out", "here")
-    assert answer.code == 2
-    assert answer.err == (
-        "error: here holds a fine-tuned run, which a new conversion would replace; "
-        "name another folder with --out, or remove it\n"
-    )
-    assert asked == {}
-
-
 def test_whether_anything_else_may_be_replaced_is_the_librarys_to_say(run_cli: RunCli, asked: dict[str, Any]) -> None:
     Path("here").mkdir()
     Path("here/config.json").write_text("{}")

@@ -23,6 +23,7 @@ def _profile(name: str, *, muls: int, ms: float, latency: bool = True) -> _Profi
         parameters=5_717_416,
         operations={"mul.f32": muls, "add.f32": 2000, "shift.f32": 4000 - muls},
         uncounted={} if name.endswith("dense") else {"aten.sin": 2},
+        experts=None if name.endswith("dense") else "balanced",
         file_bytes=22_900_000,
         latency=measured if latency else None,
     )

@@ -160,3 +160,31 @@ def test_hand_counted_operations_at_the_balanced_load() -> None:
     assert count["shift.f32"] == 6 * 2 * layer
     assert count["add.f32"] == router + 10 * 2 * layer + 10 * (16 + 8)
     assert count["cmp.f32"] == 10
+
+
+def test_an_expert_without_tokens_keeps_its_range_and_the_step_goes_on() -> None:
+    moe = mixture(shift={"activation_bits": 8}, router_noise=0.0).train()
+    before = {name: b.clone() for name, b in moe.shift.named_buffers()}
+    moe(torch.randn(2, 5, 8)).sum().backward()
+    assert moe.router(torch.randn(10, 8)).expert.sum() == 0
+    assert all(torch.equal(before[name], b) for name, b in moe.shift.named_buffers())
+
+
+def test_the_range_of_the_shift_expert_follows_its_own_tokens_in_grouped_dispatch() -> None:
+    x = torch.randn(10, 8)
+    x[0] *= 1000
+    index = torch.ones(10, dtype=torch.long)
+    index[0] = 0
+    ranges = {}
+    for way in ("gather", "grouped"):
+        moe = mixture(dispatch=way, shift={"activation_bits": 8}).train()
+        moe._dispatch(x, index)
+        ranges[way] = [b.clone() for name, b in moe.shift.named_buffers() if name.endswith("absmax")]
+    assert torch.equal(ranges["gather"][0], ranges["grouped"][0])
+
+
+def test_operations_can_be_counted_at_a_measured_share() -> None:
+    moe = mixture()
+    count = moe.op_count((1, 10, 8), mult_share=1.0)
+    assert count.total("shift") == 0
+    assert count.total("mul") == 10 * 2 * 8 + 10 * 2 * 8 * 16

@@ -188,3 +188,21 @@ def test_ps_refuses_options_that_it_does_not_have(fault: dict[str, object]) -> N
 def test_hand_counted_operations_of_one_layer() -> None:
     count = layer(nn.Linear(16, 6)).op_count((2, 3, 16))
     assert count.as_dict() == {"shift.f32": 576, "add.f32": 576 + 36}
+
+
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+@pytest.mark.parametrize("parameterisation", ["q", "ps"])
+def test_latents_do_not_wind_up_and_can_come_back(parameterisation: str, direction: float) -> None:
+    shift = layer(nn.Linear(3, 2), parameterisation=parameterisation, per_channel_offset=False)
+    optimiser = torch.optim.SGD(shift.parameters(), lr=0.5)
+    for _ in range(60):
+        optimiser.zero_grad()
+        shift.weight.backward(torch.full((2, 3), direction))
+        optimiser.step()
+    assert all(p.detach().abs().max() < 20 for p in shift.parameters())
+    saturated = shift.weight.detach().clone()
+    for _ in range(60):
+        optimiser.zero_grad()
+        shift.weight.backward(torch.full((2, 3), -direction))
+        optimiser.step()
+    assert not torch.equal(shift.weight, saturated)

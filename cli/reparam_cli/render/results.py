@@ -90,7 +90,10 @@ def demo_view(result: "DemoResult") -> RenderableType:
             f"{three_figures(row.latency_ms)} ms",
             file_size(row.file_bytes),
         )
-    what = f"top-1 on {result.images} images; operations per image are counted, latency of one image is measured here"
+    what = (
+        f"measured here: top-1 on {result.images} images, on which the best epoch was chosen, and latency; "
+        "counted: operations per image, experts at their measured shares"
+    )
     notes = [Text(f"{what}; took {duration(result.seconds)}", style="dim")]
     if result.rows and result.rows[-1].latency_ms > result.rows[0].latency_ms:
         notes.append(Text("slower than dense on this device", style="red"))
@@ -116,6 +119,11 @@ def _notes(profiles: Sequence["Profile"]) -> list[Text]:
         where = f"{latency.device}, {latency.threads} threads, batch {latency.batch_size}, {latency.dtype}"
         how = f"{latency.runs} runs, spread is the interquartile range"
         notes.append(Text(f"latency measured here: {where}; {how}", style="dim"))
+    if profiles[-1].experts:
+        shares = {"measured": "as measured by evaluate", "balanced": "by their balanced load (modelled)"}
+        notes.append(
+            Text(f"operations per image are counted, tokens per expert {shares[profiles[-1].experts]}", style="dim")
+        )
     for profile in profiles:
         if profile.uncounted:
             notes.append(Text(f"not counted in {profile.name}: {written(profile.uncounted)}", style="yellow"))

@@ -1,0 +1,32 @@
+"""Every shipped recipe on a small model of its family: it converts, trains a step, saves and loads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import reparam
+from reparam.recipe.resolve import resolve_settings
+from reparam.recipe.shipped import shipped_recipes
+from reparam.train.regime import apply_regime_
+from tests.pico import images, vit
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_it_converts_trains_saves_and_loads(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    conversion = reparam.convert(vit(), name, example_input=images())
+    model = conversion.model.train()
+    for stage in conversion.plan.recipe.stages:
+        apply_regime_(model, resolve_settings(stage.finetune))
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainable]
+    optimiser = torch.optim.SGD(trainable, lr=0.1)
+    loss = nn.functional.cross_entropy(model(images(8)), torch.arange(8) % 3)
+    loss.backward()
+    optimiser.step()
+    assert torch.isfinite(loss)
+    assert any(not torch.equal(p, b) for p, b in zip(trainable, before, strict=True))
+    reparam.save(model, tmp_path / "run")
+    assert torch.equal(reparam.load(tmp_path / "run", base=vit)(images()), model.eval()(images()))
