@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from reparam.checkpoint.record import Golden
+from reparam.copying import copy_with
 from reparam.errors import CheckpointError
-from reparam.models.copying import copy_with
 from reparam.models.inputs import InputSpec, seeded_inputs, with_batch
 
 _BATCH = 2

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from reparam.copying import meta_copy
 from reparam.errors import RewriteError
 from reparam.graph.call_pattern import CallPattern, join_call, split_call
-from reparam.trace.meta import meta_copy
 from reparam.trace.probe import Recorder
 from reparam.trace.record import ModuleCall, Op, Ref, Trace
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from reparam.copying import meta_copy
 from reparam.errors import PlanError, RewriteError
 from reparam.graph.attention_surgery import OpenedCore, open_core
 from reparam.graph.find import find_sites
@@ -19,7 +20,6 @@ from reparam.ops.base import OPERATORS, parse_options
 from reparam.ops.dense import DenseAttention
 from reparam.ops.site import Site
 from reparam.recipe.schema import OPERATOR_KEEP, Recipe, Rule
-from reparam.trace.meta import meta_copy
 from reparam.trace.probe import ExampleInput, as_arguments, probe
 from reparam.trace.record import Trace
 

@@ -11,8 +11,8 @@ from timm.data.model_config import resolve_input_data_config
 from timm.models import resolve_model_input_args
 from torch import nn
 
+from reparam.copying import copy_with, to_meta
 from reparam.errors import ModelError
-from reparam.models.copying import copy_with, to_meta
 from reparam.models.factory import absolute, call_factory, load_factory, takes
 from reparam.models.hub import hub_access, in_plain_words
 from reparam.models.input_size import check_input_size

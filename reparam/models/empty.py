@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from accelerate import init_empty_weights
 from torch import nn
 
+from reparam.copying import copy_with, to_meta
 from reparam.errors import ModelError
 from reparam.models.build import build_model
-from reparam.models.copying import copy_with, to_meta
 from reparam.models.spec import ModelSpec
 from reparam.models.state import aliases, on_meta, tie_
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from reparam.copying import meta_copy
 from reparam.errors import ModelError
-from reparam.trace.meta import meta_copy
 from reparam.trace.record import ModuleCall, Op, Ref, Trace
 
 ExampleInput = Tensor | tuple[Any, ...]

@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
+from reparam.copying import meta_copy
 from reparam.graph.fingerprint import fingerprint
-from reparam.trace.meta import meta_copy
 from tests.pico import FULL, convert, token_net, vit
 
 

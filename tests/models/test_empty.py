@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
+from reparam.copying import copy_with, to_meta
 from reparam.models.build import build_spec
-from reparam.models.copying import copy_with, to_meta
 from reparam.models.empty import build_empty, empty_copy
 
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from reparam.trace.meta import meta_copy
+from reparam.copying import meta_copy
 from tests.pico import images, vit
 
 
