@@ -20,6 +20,7 @@ from reparam.graph.rewrite import rewrite
 from reparam.models.inputs import input_specs
 from reparam.models.spec import stamp
 from reparam.models.weights import WeightsRecord, given_weights, load_weights
+from reparam.ops.fixed_point import calibrate_fixed_point_
 from reparam.recipe.schema import Recipe
 from reparam.trace.probe import ExampleInput, as_arguments
 from reparam.train.summary import SUMMARY_NAME
@@ -58,6 +59,7 @@ def convert(
         model: timm name or shorthand, "hf-hub:...", "local-dir:...", "file.py:factory", or any module.
         recipe: shipped name, path of a .toml file, or a Recipe.
         example_input: a tensor the model takes, or a tuple of arguments; wanted for modules that timm does not know.
+            Fixed-point activations take their range from it, so real data are best.
         weights: of a named model: "hub", "none", or the path of a .safetensors file.
         stages: how many of the recipe's stages to carry out; all when None.
         allow_partial: keep refused sites as they are instead of raising.
@@ -118,10 +120,15 @@ def _with_weights(subject: Subject, weights: str, *, copied: bool) -> tuple[nn.M
 def _rewritten(dense: nn.Module, subject: Subject, planned: Plan, record: WeightsRecord) -> Conversion:
     model = rewrite(dense, planned, subject.example_input)
     inputs = input_specs(subject.example_input)
+    if _has_data(subject.example_input):
+        calibrate_fixed_point_(model, as_arguments(subject.example_input))
     attach(model, Provenance(spec=subject.spec, plan=planned, weights=record, inputs=inputs))
     return Conversion(model=model, plan=planned)
 
 
 def _golden_input(example_input: ExampleInput | None) -> ExampleInput | None:
-    leaves = () if example_input is None else as_arguments(example_input)
-    return None if any(isinstance(x, Tensor) and x.is_meta for x in leaves) else example_input
+    return example_input if example_input is not None and _has_data(example_input) else None
+
+
+def _has_data(example_input: ExampleInput) -> bool:
+    return not any(isinstance(x, Tensor) and x.is_meta for x in as_arguments(example_input))

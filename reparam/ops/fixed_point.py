@@ -3,7 +3,8 @@
 f is the largest one whose range covers the observed maximum: f = floor(log2(n_max / absmax)).
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from reparam.ops.power_of_two import exponent_of, power_of_two
 from reparam.ops.ste import round_to_grid, straight_through
 
-#: Range assumed until the first training batch has been seen: a layer-normalised activation rarely leaves it.
+#: Range assumed until a calibration or the first training batch: a layer-normalised activation rarely leaves it.
 INITIAL_ABSMAX = 8.0
 _DECAY = 0.99
 
@@ -58,3 +59,26 @@ class FixedPoint(nn.Module):
     def extra_repr(self) -> str:
         """Width and rounding, for `repr`."""
         return f"bits={self.bits}, rounding={self.rounding}"
+
+
+@torch.no_grad()
+def calibrate_fixed_point_(model: nn.Module, inputs: Sequence[Any]) -> None:
+    """Sets the range of every `FixedPoint` in `model` to what it meets in one eval-mode run on real `inputs`.
+
+    One that meets nothing, such as in an expert without tokens, keeps its range.
+    """
+    grids = [module for module in model.modules() if isinstance(module, FixedPoint)]
+    flags = [(module, module.training) for module in model.modules()]
+    before = [grid.absmax.clone() for grid in grids]
+    model.eval()
+    for grid in grids:
+        grid.absmax.zero_()
+        grid.training = True
+    try:
+        model(*inputs)
+    finally:
+        for grid, absmax in zip(grids, before, strict=True):
+            if not grid.absmax:
+                grid.absmax.copy_(absmax)
+        for module, flag in flags:
+            module.training = flag

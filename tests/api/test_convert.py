@@ -15,6 +15,7 @@ from reparam.errors import CheckpointError, PlanError, ReparamError, RewriteErro
 from reparam.graph import attention_surgery
 from reparam.graph.provenance import provenance_of
 from reparam.ops.base import Operator
+from reparam.ops.fixed_point import INITIAL_ABSMAX, FixedPoint
 from tests.pico import ATTENTION, FULL, LINEAR, images, inline_net, recipe, token_net, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -207,3 +208,11 @@ def test_a_fine_tuned_run_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds a fine-tuned run"):
         reparam.convert(vit(), "shiftaddvit", example_input=images(), out=tmp_path / "run")
     assert (tmp_path / "run" / "summary.csv").exists()
+
+
+def test_fixed_point_activations_take_their_range_from_the_example_input() -> None:
+    wanted = recipe([{**LINEAR, "options": {"activation_bits": 8}}])
+    model = reparam.convert(vit(), wanted, example_input=images()).model
+    ranges = [m.absmax.item() for m in model.modules() if isinstance(m, FixedPoint)]
+    assert len(set(ranges)) > 1
+    assert INITIAL_ABSMAX not in ranges

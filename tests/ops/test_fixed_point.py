@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from reparam.ops.fixed_point import INITIAL_ABSMAX, FixedPoint
+from reparam.ops.fixed_point import INITIAL_ABSMAX, FixedPoint, calibrate_fixed_point_
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -65,3 +66,27 @@ def test_rounding_twice_is_rounding_once() -> None:
     activation = FixedPoint(8).eval()
     once = activation(torch.randn(100))
     assert torch.equal(activation(once), once)
+
+
+def test_calibration_takes_the_range_of_real_data_and_leaves_the_mode() -> None:
+    model = nn.Sequential(FixedPoint(8), nn.Linear(3, 2), FixedPoint(16)).train()
+    x = torch.tensor([[30.0, -40.0, 5.0]])
+    expected = model[1](x).abs().max().item()
+    calibrate_fixed_point_(model, (x,))
+    assert model[0].absmax.item() == 40.0
+    assert model[2].absmax.item() == pytest.approx(expected, rel=0.05)
+    assert all(module.training for module in model.modules())
+
+
+def test_calibration_keeps_the_range_of_what_meets_no_data() -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = FixedPoint(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    model = Skips()
+    calibrate_fixed_point_(model, (torch.ones(2),))
+    assert model.idle.absmax.item() == INITIAL_ABSMAX
