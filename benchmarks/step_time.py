@@ -10,6 +10,7 @@ from torch import nn
 
 import reparam
 from reparam.ops.shift import ShiftLinear, ShiftLinearOptions
+from reparam.ops.ste import round_to_grid
 
 
 def step_of(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
@@ -41,6 +42,17 @@ def time_layers(*, batch: int, rounds: int) -> None:
         print_ratios(f"{inputs} -> {outputs}, {batch} x 197 tokens", interleave(sides, rounds=rounds), baseline="dense")
 
 
+def time_rounding(*, batch: int, rounds: int) -> None:
+    """Rounding an activation to 8 bits, forward and backward: torch's fake quantiser and ours."""
+    x, step = torch.randn(batch, 197, 768, requires_grad=True), torch.tensor(0.0625)
+    zero, gradient = torch.zeros((), dtype=torch.int32), torch.randn(batch, 197, 768)
+    sides = {
+        "torch": lambda: torch.fake_quantize_per_tensor_affine(x, step, zero, -128, 127).backward(gradient),
+        "reparam": lambda: round_to_grid(x, step, largest=127).backward(gradient),
+    }
+    print_ratios(f"8-bit rounding of {batch} x 197 x 768", interleave(sides, rounds=rounds), baseline="torch")
+
+
 def time_model(*, batch: int, rounds: int) -> None:
     """DeiT-Tiny at 224 pixels, dense and converted."""
     torch.manual_seed(0)
@@ -59,6 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     time_layers(batch=arguments.batch, rounds=3 * arguments.rounds)
+    time_rounding(batch=arguments.batch, rounds=3 * arguments.rounds)
     time_model(batch=arguments.batch, rounds=arguments.rounds)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from reparam.api.evaluate import EVALUATION_NAME
@@ -12,7 +13,7 @@ from reparam.api.subject import count_totals, is_checkpoint, resolve_subject
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import WEIGHTS_NAME
 from reparam.cost.latency import Latency, measure_latency
-from reparam.errors import ModelError
+from reparam.errors import CheckpointError, ModelError
 from reparam.graph.provenance import provenance_of
 from reparam.models.build import build_model
 from reparam.models.known import spec_of
@@ -84,7 +85,12 @@ def profile(
 def _measured_shares(source: str | Path | nn.Module) -> Mapping[str, float]:
     if isinstance(source, nn.Module) or not (Path(source) / EVALUATION_NAME).is_file():
         return {}
-    return Evaluation.model_validate_json((Path(source) / EVALUATION_NAME).read_text(encoding="utf-8")).mult_share
+    path = Path(source) / EVALUATION_NAME
+    try:
+        return Evaluation.model_validate_json(path.read_bytes()).mult_share
+    except ValidationError:
+        advice = f"remove it, or run: reparam evaluate {source}"
+        raise CheckpointError(f"{path} is not what reparam wrote; {advice}") from None
 
 
 def _experts(model: nn.Module, shares: Mapping[str, float]) -> Literal["measured", "balanced"] | None:

@@ -68,6 +68,9 @@ def calibrate_fixed_point_(model: nn.Module, inputs: Sequence[Any]) -> None:
     One that meets nothing, such as in an expert without tokens, keeps its range.
     """
     grids = [module for module in model.modules() if isinstance(module, FixedPoint)]
+    if not grids:
+        return
+    device = grids[0].absmax.device
     flags = [(module, module.training) for module in model.modules()]
     before = [grid.absmax.clone() for grid in grids]
     model.eval()
@@ -75,7 +78,7 @@ def calibrate_fixed_point_(model: nn.Module, inputs: Sequence[Any]) -> None:
         grid.absmax.zero_()
         grid.training = True
     try:
-        model(*inputs)
+        model(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
     finally:
         for grid, absmax in zip(grids, before, strict=True):
             if not grid.absmax:

@@ -47,6 +47,12 @@ class MoeMlpOptions(OperatorOptions):
             raise ValueError("both latencies must be above 0")
         return latency
 
+    @property
+    def balanced_share(self) -> float:
+        """Share of tokens for the multiply expert at which both experts finish together."""
+        multiply, shift = self.latency
+        return shift / (multiply + shift)
+
 
 @operator("moe_mlp", kind="mlp", source="arXiv:2306.06446")
 class MoeMlp(Operator):
@@ -128,6 +134,11 @@ class MoeMlp(Operator):
         return None
 
     @classmethod
+    def remark(cls, site: Site, options: MoeMlpOptions) -> str | None:
+        """Says at which load the plan counts the operations."""
+        return f"counted with {options.balanced_share:.0%} of tokens multiplied: modelled"
+
+    @classmethod
     def from_dense(cls, dense: nn.Module, site: Site, options: MoeMlpOptions) -> "MoeMlp":
         """Keeps the pretrained MLP as the multiply expert and copies it into the shift expert."""
         assert site.mlp is not None
@@ -149,9 +160,7 @@ class MoeMlp(Operator):
         and one comparison are included; activations inside the experts are not.
         """
         tokens = math.prod(input_shapes[0][:-1])
-        multiply_latency, shift_latency = self.options.latency
-        balanced = shift_latency / (multiply_latency + shift_latency)
-        multiplied = round(tokens * (balanced if mult_share is None else mult_share))
+        multiplied = round(tokens * (self.options.balanced_share if mult_share is None else mult_share))
         count = OpCount.multiply_accumulate(tokens * 2 * self.router.weight.shape[1])
         count += OpCount({("cmp", "f32"): tokens})
         for name in self.form.linears:

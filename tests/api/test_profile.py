@@ -1,16 +1,18 @@
 """`reparam.profile`: counts that agree with the plan, sizes of files, and a latency measured here or none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import reparam
-from reparam.errors import ModelError
+from reparam.errors import CheckpointError, ModelError
 from tests.pico import FULL, cnn, images, inline_net, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+NAMED: dict[str, Any] = {"img_size": 16, "weights": "none", "model_kwargs": PICO}
 
 
 def test_the_counts_of_a_module_are_those_of_its_plan() -> None:
@@ -69,3 +71,22 @@ def test_integer_inputs_are_counted_as_they_are() -> None:
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8))
     profiled = reparam.profile(model, example_input=torch.zeros(2, 5, dtype=torch.int64), measure=False)
     assert profiled.operations["mul.f32"] == 5 * 64
+
+
+def test_an_evaluation_that_reparam_did_not_write_is_named(tmp_path: Path) -> None:
+    reparam.save(reparam.convert("vit_tiny_patch16_224", "none", **NAMED).model, tmp_path / "run")
+    (tmp_path / "run" / "evaluate.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"evaluate\.json is not what reparam wrote"):
+        reparam.profile(tmp_path / "run", measure=False)
+
+
+def test_measured_shares_of_a_run_replace_the_balanced_load(tmp_path: Path) -> None:
+    model = reparam.convert("vit_tiny_patch16_224", "shiftaddvit", **NAMED).model
+    reparam.save(model, tmp_path / "run")
+    balanced = reparam.profile(tmp_path / "run", measure=False)
+    shares = {f"blocks.{i}.mlp.router": 1.0 for i in range(2)}
+    measured = reparam.profile(tmp_path / "run", measure=False, mult_share=shares)
+    assert (balanced.experts, measured.experts) == ("balanced", "measured")
+    tokens, layer = 17, 16 * 64
+    # All tokens multiplied instead of 40 %: of two images, 14 of 34 tokens before.
+    assert measured.operations["mul.f32"] - balanced.operations["mul.f32"] == 2 * 2 * layer * (tokens - 7)

@@ -97,8 +97,6 @@ def _totals_view(plan: "Plan") -> Group:
         for when, totals in (("before", plan.before), ("after", plan.after))
         if totals.uncounted
     ]
-    if any(step.operator == "moe_mlp" for step in plan.steps):
-        notes.insert(0, Text("tokens per expert by their balanced load (modelled)", style="dim"))
     return Group(Text("totals for one image"), table, *notes)
 
 
