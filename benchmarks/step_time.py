@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    time_layers(batch=arguments.batch, rounds=3 * arguments.rounds)
-    time_rounding(batch=arguments.batch, rounds=3 * arguments.rounds)
+    time_layers(batch=arguments.batch, rounds=6 * arguments.rounds)
+    time_rounding(batch=arguments.batch, rounds=6 * arguments.rounds)
     time_model(batch=arguments.batch, rounds=arguments.rounds)
 
 
