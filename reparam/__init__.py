@@ -12,11 +12,15 @@ from reparam import errors as errors
 if TYPE_CHECKING:
     from reparam.api.convert import Conversion as Conversion
     from reparam.api.convert import convert as convert
+    from reparam.api.coverage import coverage as coverage
     from reparam.api.demo import DemoResult as DemoResult
     from reparam.api.demo import demo as demo
     from reparam.api.evaluate import evaluate as evaluate
+    from reparam.api.explain import explain as explain
     from reparam.api.finetune import FinetuneResult as FinetuneResult
     from reparam.api.finetune import finetune as finetune
+    from reparam.api.models import list_models as list_models
+    from reparam.api.models import model_families as model_families
     from reparam.api.plan import plan as plan
     from reparam.api.profile import Profile as Profile
     from reparam.api.profile import profile as profile
@@ -25,12 +29,16 @@ if TYPE_CHECKING:
     from reparam.api.recipes import load_recipe as load_recipe
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
+    from reparam.graph.explanation import Explanation as Explanation
     from reparam.graph.records import Plan as Plan
     from reparam.ops.base import OPERATORS as OPERATORS
     from reparam.recipe.data_settings import DataSettings as DataSettings
     from reparam.recipe.json_schema import recipe_json_schema as recipe_json_schema
     from reparam.recipe.schema import Recipe as Recipe
     from reparam.recipe.settings import TrainSettings as TrainSettings
+    from reparam.survey.records import Coverage as Coverage
+    from reparam.survey.records import Examination as Examination
+    from reparam.survey.run import SurveyStep as SurveyStep
     from reparam.train.evaluate import Evaluation as Evaluation
     from reparam.train.progress import EpochReport as EpochReport
     from reparam.train.progress import Progress as Progress
@@ -41,11 +49,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Conversion": "reparam.api.convert",
+    "Coverage": "reparam.survey.records",
     "DataSettings": "reparam.recipe.data_settings",
     "DemoResult": "reparam.api.demo",
     "EpochReport": "reparam.train.progress",
     "Evaluation": "reparam.train.evaluate",
+    "Explanation": "reparam.graph.explanation",
     "FinetuneResult": "reparam.api.finetune",
+    "Examination": "reparam.survey.records",
     "OPERATORS": "reparam.ops.base",
     "Plan": "reparam.graph.records",
     "Profile": "reparam.api.profile",
@@ -53,15 +64,20 @@ _HOME = {
     "Recipe": "reparam.recipe.schema",
     "StageReport": "reparam.train.progress",
     "StepReport": "reparam.train.progress",
+    "SurveyStep": "reparam.survey.run",
     "TrainSettings": "reparam.recipe.settings",
     "check_recipe": "reparam.api.recipes",
     "convert": "reparam.api.convert",
+    "coverage": "reparam.api.coverage",
     "demo": "reparam.api.demo",
     "evaluate": "reparam.api.evaluate",
+    "explain": "reparam.api.explain",
     "finetune": "reparam.api.finetune",
+    "list_models": "reparam.api.models",
     "list_recipes": "reparam.api.recipes",
     "load": "reparam.checkpoint.load",
     "load_recipe": "reparam.api.recipes",
+    "model_families": "reparam.api.models",
     "plan": "reparam.api.plan",
     "profile": "reparam.api.profile",
     "recipe_json_schema": "reparam.recipe.json_schema",

@@ -52,13 +52,86 @@ SPELLINGS: dict[str, Spelling] = {
     ),
     "dropout module": lambda m, q, k, v: m.drop((q @ k.mT).softmax(-1)) @ v,
     "functional dropout": lambda m, q, k, v: F.dropout((q @ k.mT).softmax(-1), m.drop.p, m.training) @ v,
+    "learned scale": lambda m, q, k, v: (q @ k.mT * m.head_scale.exp()).softmax(-1) @ v,
+    "cosine": lambda m, q, k, v: (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * m.head_scale).softmax(-1) @ v,
+    "stable softmax": lambda m, q, k, v: (lambda s: (s - s.amax(-1, keepdim=True)).softmax(-1))(q @ k.mT) @ v,
+    "cast": lambda m, q, k, v: (q @ k.mT).float().softmax(-1, dtype=torch.float32).type_as(v) @ v,
+    "keys on the left": lambda m, q, k, v: (v.mT @ (k @ q.mT).softmax(-2)).mT,
+    "transposed weights": lambda m, q, k, v: (v.mT @ (q @ k.mT).softmax(-1).mT).mT,
+    "einsum": lambda m, q, k, v: torch.einsum(
+        "bhnm,bhmd->bhnd", torch.einsum("bhnd,bhmd->bhnm", q, k).mul(m.scale).softmax(-1), v
+    ),
+    "einsum with heads last": lambda m, q, k, v: torch.einsum(
+        "b h n m, b m h d -> b n h d",
+        torch.einsum("b n h d, b m h d -> b h n m", q.transpose(1, 2), k.transpose(1, 2)).softmax(dim=-1),
+        v.transpose(1, 2),
+    ).transpose(1, 2),
+    "einsum with an ellipsis": lambda m, q, k, v: torch.einsum("...nd,...md->...nm", q, k).softmax(-1) @ v,
+    "merged heads": lambda m, q, k, v: torch.bmm(
+        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).softmax(-1), v.flatten(0, 1)
+    ).unflatten(0, q.shape[:2]),
+    "baddbmm": lambda m, q, k, v: (
+        torch.baddbmm(q.new_empty(1, 1, 1), q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=m.scale)
+        .softmax(-1)
+        .bmm(v.flatten(0, 1))
+        .unflatten(0, q.shape[:2])
+    ),
+    "windows": lambda m, q, k, v: (lambda a, b, c: ((a @ b.mT).softmax(-1) @ c).flatten(2, 3))(
+        *(t.unflatten(2, (2, -1)) for t in (q, k, v))
+    ),
+    "one key head": lambda m, q, k, v: (q @ k[:, :1].mT).softmax(-1) @ v[:, :1],
+    "grouped queries": lambda m, q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True),
 }
 
 
 def _writes_scores(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.mT
-    scores[..., 0] = -1.0
+    scores[..., 1:, 1:] = scores[..., 1:, 1:] + m.bias[1:, 1:]
     return scores.softmax(-1) @ v
+
+
+def _shifted_window_mask(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (q @ k.mT).view(1, len(q), *q.shape[1:3], k.shape[2]) + m.mask
+    return scores.view(-1, *q.shape[1:3], k.shape[2]).softmax(-1) @ v
+
+
+def _gated_with_positions(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    gate = m.head_scale.sigmoid()
+    return ((1 - gate) * (q @ k.mT).softmax(-1) + gate * m.bias.softmax(-1)) @ v
+
+
+def _mixes_heads_by_linear(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return m.mix_last((q @ k.mT).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1) @ v
+
+
+#: What a core of q, k and v loses: how it is written, and the kinds.
+DROPPED: dict[str, tuple[Spelling, tuple[str, ...]]] = {
+    "bias": (lambda m, q, k, v: (q @ k.mT + m.bias).softmax(-1) @ v, ("bias",)),
+    "bias in front": (lambda m, q, k, v: (m.bias + q @ k.mT * m.scale).softmax(-1) @ v, ("bias",)),
+    "written bias": (_writes_scores, ("bias",)),
+    "bias by baddbmm": (
+        lambda m, q, k, v: (
+            torch.baddbmm(m.bias[None], q.flatten(0, 1), k.flatten(0, 1).mT)
+            .softmax(-1)
+            .bmm(v.flatten(0, 1))
+            .unflatten(0, q.shape[:2])
+        ),
+        ("bias",),
+    ),
+    "fused bias": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=m.bias), ("bias",)),
+    "mask": (lambda m, q, k, v: (q @ k.mT).masked_fill(m.mask > 1, -9.0).softmax(-1) @ v, ("mask",)),
+    "added mask": (_shifted_window_mask, ("mask",)),
+    "query bias": (lambda m, q, k, v: (q @ k.mT + q @ m.bias[:4]).softmax(-1) @ v, ("query_bias",)),
+    "talking heads": (lambda m, q, k, v: m.mix((q @ k.mT).softmax(-1)) @ v, ("talking_heads",)),
+    "linear over heads": (_mixes_heads_by_linear, ("talking_heads",)),
+    "soft cap": (lambda m, q, k, v: ((q @ k.mT) / 5).tanh().mul(5).softmax(-1) @ v, ("score_function",)),
+    "mixture": (_gated_with_positions, ("mixture", "score_function")),
+    "causal": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), ("causal",)),
+    "triangle": (
+        lambda m, q, k, v: (q @ k.mT).masked_fill(torch.ones_like(m.mask).triu(1) > 0, -9.0).softmax(-1) @ v,
+        ("causal",),
+    ),
+}
 
 
 def _reads_weights_twice(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,39 +144,25 @@ def _reads_scores_twice(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tens
     return scores.softmax(-1) @ v + scores.mean()
 
 
-def _with_rank_three(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    out = torch.bmm(torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).softmax(-1), v.flatten(0, 1))
-    return out.unflatten(0, q.shape[:2])
-
-
-def _over_channels(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return ((q.mT @ k).softmax(-1) @ v.mT).mT
+def _differential(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ((q @ k.mT).softmax(-1) - 0.5 * (k @ q.mT).softmax(-1)) @ v
 
 
 #: What must be refused: how it is written, and words of the reason.
 REFUSED: dict[str, tuple[Spelling, str]] = {
-    "bias": (lambda m, q, k, v: (q @ k.mT + m.bias).softmax(-1) @ v, "between the scores and the softmax stands 'add'"),
-    "learned scale": (lambda m, q, k, v: (q @ k.mT * m.bias).softmax(-1) @ v, "stands 'mul'"),
-    "mask": (lambda m, q, k, v: (q @ k.mT).masked_fill(m.bias > 1, -9.0).softmax(-1) @ v, "stands 'masked_fill'"),
-    "written scores": (_writes_scores, "between the scores and the softmax stands 'setitem'"),
-    "fused mask": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=m.bias), "a mask or bias"),
-    "causal": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), "it is causal"),
-    "grouped queries": (
-        lambda m, q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True),
-        "several query heads share a key head",
-    ),
-    "one key head": (lambda m, q, k, v: (q @ k[:, :1].mT).softmax(-1) @ v, "differ in batch or heads"),
-    "talking heads": (lambda m, q, k, v: m.mix((q @ k.mT).softmax(-1)) @ v, "softmax and the values stands 'conv2d'"),
-    "two cores": (
-        lambda m, q, k, v: (q @ k.mT).softmax(-1) @ v - (k @ q.mT).softmax(-1) @ v,
-        "2 attention cores run in 1 call of its forward",
-    ),
-    "rank three": (_with_rank_three, "wanted four axes"),
-    "einsum": (lambda m, q, k, v: torch.einsum("bhnd,bhmd->bhnm", q, k).softmax(-1) @ v, "made by 'einsum'"),
-    "transposed values": (lambda m, q, k, v: (v.mT @ (q @ k.mT).softmax(-1).mT).mT, "stands 'mT'"),
-    "weights read twice": (_reads_weights_twice, "read in more than one place"),
+    "differential": (_differential, "a difference of two softmaxes (differential attention)"),
+    "weights read twice": (_reads_weights_twice, "its attention weights are read by 'mean' too"),
     "scores read twice": (_reads_scores_twice, "its attention weights are read by 'mean' too"),
-    "over channels": (_over_channels, "attends over channels"),
+    "across the batch": (
+        lambda m, q, k, v: (
+            (lambda a, b, c: (a @ b.mT).softmax(-1) @ c)(*(t.transpose(0, 2) for t in (q, k, v)))
+        ).transpose(0, 2),
+        "it attends across the batch",
+    ),
+}
+#: What would gain nothing.
+LINEAR_ALREADY: dict[str, tuple[Spelling, str]] = {
+    "over channels": (lambda m, q, k, v: ((q.mT @ k).softmax(-1) @ v.mT).mT, "attends over channels"),
 }
 #: What looks a little like attention and is none.
 FOREIGN: dict[str, Spelling] = {
@@ -114,7 +173,10 @@ FOREIGN: dict[str, Spelling] = {
         v * m.proj(q.transpose(1, 2).flatten(2)).softmax(-1).unflatten(2, (2, -1)).transpose(1, 2)
     ),
 }
-_ALL = SPELLINGS | FOREIGN | {name: spelling for name, (spelling, _) in REFUSED.items()}
+_ALL = SPELLINGS | FOREIGN | {name: given[0] for name, given in (DROPPED | REFUSED | LINEAR_ALREADY).items()}
+#: Cores of a few plain spellings in one forward.
+_ALL["two cores"] = lambda m, q, k, v: (q @ k.mT).softmax(-1) @ v - F.scaled_dot_product_attention(k, q, v)
+_ALL["cascade"] = lambda m, q, k, v: (lambda first: (k @ q.mT).softmax(-1) @ first)((q @ k.mT).softmax(-1) @ v)
 
 
 class Product(nn.Module):
@@ -132,8 +194,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.proj = nn.Linear(WIDTH, WIDTH)
         self.drop, self.softmax, self.product = nn.Dropout(dropout), nn.Softmax(dim=-1), Product()
-        self.mix = nn.Conv2d(HEADS, HEADS, 1)
+        self.mix, self.mix_last = nn.Conv2d(HEADS, HEADS, 1), nn.Linear(HEADS, HEADS)
         self.bias = nn.Parameter(torch.randn(tokens, tokens))
+        self.head_scale = nn.Parameter(torch.randn(HEADS, 1, 1))
+        self.register_buffer("mask", torch.randn(tokens, tokens))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape

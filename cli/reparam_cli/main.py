@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import reparam
-from reparam_cli import convert, demo, evaluate, finetune, plan, profile, recipes
+from reparam_cli import convert, coverage, demo, evaluate, explain, finetune, models, plan, profile, recipes
 from reparam_cli.argv import DEBUG, repeat_many_valued, take_debug
 from reparam_cli.panels import SectionedCommand
 from reparam_cli.streams import show_notes
@@ -21,7 +21,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (plan.plan, convert.convert, finetune.finetune, evaluate.evaluate, profile.profile, demo.demo):
+for verb in (
+    plan.plan,
+    explain.explain,
+    convert.convert,
+    finetune.finetune,
+    evaluate.evaluate,
+    profile.profile,
+    models.models,
+    coverage.coverage,
+    demo.demo,
+):  # fmt: skip
     app.command(cls=SectionedCommand)(verb)
 app.add_typer(recipes.app, name="recipes")
 

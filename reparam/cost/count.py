@@ -13,6 +13,8 @@ from torch import nn
 from reparam.counts import OpCount
 from reparam.ops.base import Operator
 from reparam.ops.moe import MoeMlp
+from reparam.ops.routed_layer import RoutedLayer
+from reparam.trace.products import Product, read_product
 from reparam.trace.record import ModuleCall, Op, Trace
 
 #: Operations that move or view data, or create it; they compute nothing.
@@ -26,6 +28,8 @@ _FREE = {
 }  # fmt: skip
 _ADDS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 _MULS = {"mul", "rmul", "imul", "multiply"}
+#: What says itself which operations its code runs.
+_Declaring = Operator | RoutedLayer
 
 
 def count_operations(
@@ -40,7 +44,7 @@ def count_operations(
     not its code, so their functions without a formula are listed like all others.
     """
     modules = dict(model.named_modules())
-    operators = {path: m for path, m in modules.items() if isinstance(m, Operator)}
+    operators = {path: m for path, m in modules.items() if isinstance(m, _Declaring) and not _is_transparent(m)}
     total, uncounted = OpCount(), Counter[str]()
     for call in trace.calls:
         if call.path in operators and not _is_inside(call.path, operators):
@@ -59,19 +63,24 @@ def count_operations(
     return total, uncounted
 
 
-def _declared(operator: Operator, call: ModuleCall, mult_share: Mapping[str, float]) -> OpCount:
+def _is_transparent(module: nn.Module) -> bool:
+    """An MLP whose layers are routed one by one: they declare themselves, and what is between them is dense."""
+    return isinstance(module, MoeMlp) and module.form.mixes_tokens
+
+
+def _declared(operator: _Declaring, call: ModuleCall, mult_share: Mapping[str, float]) -> OpCount:
     shapes = [ref.shape for ref in call.inputs]
-    if isinstance(operator, MoeMlp):
-        return operator.op_count(*shapes, mult_share=mult_share.get(f"{call.path}.router"))
+    if isinstance(operator, MoeMlp | RoutedLayer):
+        return operator.op_count(shapes[0], mult_share=mult_share.get(f"{call.path}.router"))
     return operator.op_count(*shapes)
 
 
-def _weight_readers(trace: Trace, operators: dict[str, Operator]) -> tuple[dict[int, Operator], set[int]]:
+def _weight_readers(trace: Trace, operators: dict[str, _Declaring]) -> tuple[dict[int, _Declaring], set[int]]:
     """Products outside an operator that read its weight, by index, and the operations that made the weight.
 
     Models such as EVA call `F.linear(x, self.qkv.weight)`: the operator's module never runs, its weight does.
     """
-    readers: dict[int, Operator] = {}
+    readers: dict[int, _Declaring] = {}
     hidden: set[int] = set()
     for op in trace.ops:
         is_outside = not any(path in operators for path in op.stack)
@@ -89,7 +98,7 @@ def _package(module: nn.Module) -> str:
     return type(module).__module__.partition(".")[0]
 
 
-def _is_inside(path: str, operators: dict[str, Operator]) -> bool:
+def _is_inside(path: str, operators: dict[str, _Declaring]) -> bool:
     return any(path.startswith(f"{owner}.") for owner in operators)
 
 
@@ -100,8 +109,12 @@ def count_op(op: Op) -> OpCount | None:
         return _product(outputs, depth=op.inputs[0].shape[-1], has_bias=len(op.inputs) > 2)
     if op.name == "conv2d":
         return _product(outputs, depth=math.prod(op.inputs[1].shape[1:]), has_bias=len(op.inputs) > 2)
-    if op.name in {"matmul", "rmatmul", "bmm", "mm"}:
-        return _product(outputs, depth=op.inputs[0].shape[-1], has_bias=False)
+    product = read_product(op)
+    if product is not None:
+        added = OpCount({("add", "f32"): outputs if product.addend is not None else 0})
+        return OpCount.multiply_accumulate(_positions(product)) + added
+    if op.name == "multi_head_attention_forward":
+        return _multi_head_attention(op)
     if op.name == "scaled_dot_product_attention":
         q, k, v = (ref.shape for ref in op.inputs[:3])
         return OpCount.multiply_accumulate(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
@@ -110,6 +123,27 @@ def count_op(op: Op) -> OpCount | None:
     if op.name in _MULS:
         return OpCount({("mul", "f32"): outputs})
     return None
+
+
+def _positions(product: Product) -> int:
+    """How many pairs of elements a product multiplies: one for each index that its labels can take together."""
+    sides = ((product.left, product.left_axes), (product.right, product.right_axes))
+    sizes: dict[str, int] = {}
+    for operand, labels in sides:
+        for label, size in zip(labels, operand.shape, strict=True):
+            sizes[label] = max(size, sizes.get(label, 1))
+    return math.prod(sizes.values())
+
+
+def _multi_head_attention(op: Op) -> OpCount:
+    """Four projections and two products over the tokens, as `nn.MultiheadAttention` computes them in one function."""
+    query, key, value = (ref.shape for ref in op.args[:3])  # (N, B, E), and (M, B, .) for keys and values
+    width, rows, others = query[-1], math.prod(query[:-1]), math.prod(key[:-1])
+    has_bias = op.args[6] is not None
+    total = OpCount.multiply_accumulate(2 * rows * key[0] * width)
+    for depth, tokens in ((width, rows), (key[-1], others), (value[-1], others), (width, rows)):
+        total += _product(tokens * width, depth=depth, has_bias=has_bias)
+    return total
 
 
 def _product(outputs: int, *, depth: int, has_bias: bool) -> OpCount:

@@ -1,158 +1,214 @@
 """Recognises one softmax attention in a record by dataflow: softmax between two products, or a fused call.
 
-    softmax(scale * q @ k') @ v          scaled_dot_product_attention(q, k, v)
+    softmax(scale * q @ k' + ...) @ v          scaled_dot_product_attention(q, k, v)
 
-Anchored at the softmax: back through one scaling to the product of q and k', forward through dropout to the product
-with v. What stands in between and is neither (a bias, a mask, a layer over heads) is named in the refusal.
+Anchored at the softmax: back to the product of queries and keys, forward to the product with the values, each spelled
+in any way that `read_product` reads. Which operand holds the keys follows from the axis that the softmax runs along.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reparam.graph.axes import TRANSPOSES, permutation
+from reparam.graph.layout import Axes, permuted_shape
+from reparam.graph.score_chain import DIVISIONS, Chain, bias_kind, chain_to_scores, chain_to_values, map_axes
+from reparam.ops.site import Dropped
+from reparam.trace.products import Product
 from reparam.trace.record import Op, Ref, Trace
 
-ANCHORS = {"scaled_dot_product_attention", "softmax"}
-_PRODUCTS = {"matmul", "bmm"}
-_UNREAD_PRODUCTS = {"einsum", "baddbmm", "tensordot"}
-_TRANSPARENT = {"dropout", "contiguous", "to", "float", "type_as", "clone"}
-_DIVISIONS = {"div", "divide", "truediv", "true_divide"}
-_SCALINGS = {"mul", "rmul", "multiply"} | _DIVISIONS
+FUSED = "scaled_dot_product_attention"
+ANCHORS = {FUSED, "softmax"}
+_WIDTH = "width of the values"
+_SCALAR_FACTORS = {"imul", "mul", "multiply", "rmul"} | DIVISIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A value and, for each canonical axis (leading..., tokens, width), its own axis or None where it has none."""
+
+    ref: Ref
+    axes: Axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in canonical order."""
+        return permuted_shape(self.ref.shape, self.axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionMatch:
-    """One attention core: operands, the operations between them and the output, and how scores are scaled.
+    """One attention core: its operands, its output, and every operation in between.
 
-    `k_is_transposed` says that `k` is the product's right operand (..., D, M) and no transpose of it was seen.
+    `out_axes` gives the canonical axis (leading..., tokens, width) of each axis of `out`. `scores` and `values` are the
+    two products, None in a fused call; `score_order` gives the axis in (leading..., queries, keys) of each axis of the
+    scores, and `weights` is what meets the values. `transposes` only brought operands into the products' order.
+    `dropped` is what a core of q, k and v alone would lose.
     """
 
-    q: Ref
-    k: Ref
-    v: Ref
+    q: Operand
+    k: Operand
+    v: Operand
     out: Ref
+    out_axes: tuple[int, ...]
     ops: tuple[Op, ...]
-    k_is_transposed: bool
-    scale: float
-    scale_divides: bool
-    is_fused: bool
-    dropout: float
+    transposes: tuple[Op, ...] = ()
+    scores: Product | None = None
+    values: Product | None = None
+    score_order: tuple[int, ...] = ()
+    weights: Operand | None = None
+    scale: float | None = None
+    dropout: float = 0.0
+    dropped: tuple[Dropped, ...] = ()
 
 
 def match_attention(trace: Trace, anchor: Op) -> AttentionMatch | str | None:
     """Returns the core around an anchor, the reason why it cannot be taken, or None when it is no attention."""
-    if anchor.name == "scaled_dot_product_attention":
-        return _match_fused(anchor)
-    return _match_explicit(trace, anchor)
+    return _match_fused(trace, anchor) if anchor.name == FUSED else _match_explicit(trace, anchor)
 
 
-def _match_fused(op: Op) -> AttentionMatch | str:
+def _match_fused(trace: Trace, op: Op) -> AttentionMatch:
     q, k, v = (op.argument(i, name) for i, name in enumerate(("query", "key", "value")))
-    if op.argument(3, "attn_mask") is not None:
-        return "it adds a mask or bias to the scores, which binary linear attention cannot express"
-    if op.argument(5, "is_causal", False):
-        return "it is causal, which linear attention without a running sum cannot express"
-    if op.kwargs.get("enable_gqa", False):
-        return "several query heads share a key head (enable_gqa)"
-    scale = op.kwargs.get("scale")
+    mask, scale = op.argument(3, "attn_mask"), op.kwargs.get("scale")
+    dropped: list[Dropped] = [bias_kind(trace, mask)] if isinstance(mask, Ref) else []
+    dropped += ["causal"] if op.argument(5, "is_causal", False) else []
+    rank = len(q.shape)
     return AttentionMatch(
-        q=q, k=k, v=v, out=op.output, ops=(op,), k_is_transposed=False, is_fused=True, scale_divides=False,
+        q=_plain(q, rank), k=_plain(k, rank), v=_plain(v, rank), out=op.output, out_axes=tuple(range(rank)), ops=(op,),
         scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
-        dropout=float(op.argument(4, "dropout_p", 0.0)),
+        dropout=float(op.argument(4, "dropout_p", 0.0)), dropped=tuple(dropped),
     )  # fmt: skip
+
+
+def _plain(ref: Ref, rank: int) -> Operand:
+    missing = rank - len(ref.shape)
+    return Operand(ref, (*[None] * missing, *range(len(ref.shape))))
 
 
 def _match_explicit(trace: Trace, softmax: Op) -> AttentionMatch | str | None:
-    scores = softmax.inputs[0]
-    if int(softmax.argument(1, "dim", -1)) % len(scores.shape) != len(scores.shape) - 1:
+    before, after = chain_to_scores(trace, softmax), chain_to_values(trace, softmax)
+    if before is None or after is None:
         return None
-    found = _walk_to_scores(trace, scores)
-    if found is None or isinstance(found, str):
-        return found
-    product, between, scale, divides = found
-    weighted = _walk_to_values(trace, softmax)
-    if weighted is None or isinstance(weighted, str):
-        return weighted
-    value_product, after, dropout = weighted
-    q, right = product.inputs
-    k, transposes = _strip_transpose(trace, right)
+    if isinstance(after, str):
+        return after
+    dim = int(softmax.argument(1, "dim", -1)) % len(softmax.output.shape)
+    ops = (before.product.op, *before.ops, softmax, *after.ops, after.product.op)
+    return _oriented(trace, before, after, ops, _normalised_label(before, softmax, dim), dim)
+
+
+def _normalised_label(before: Chain, softmax: Op, dim: int) -> str | None:
+    """The label, in the product of queries and keys, of the axis that the softmax runs along."""
+    axis = map_axes(before.ops, before.product.op.output, softmax.inputs[0])[dim]
+    return None if axis is None else before.product.out_axes[axis]
+
+
+def _oriented(
+    trace: Trace, before: Chain, after: Chain, ops: tuple[Op, ...], key_label: str | None, key_dim: int
+) -> AttentionMatch | str | None:
+    scores, values = before.product, after.product
+    softmax = ops[len(before.ops) + 1]
+    weights_ref = after.ops[-1].output if after.ops else softmax.output
+    sides = ((values.left, values.left_axes), (values.right, values.right_axes))
+    weights_first = values.left.number == weights_ref.number
+    (_, weight_labels), (v_ref, v_labels) = sides if weights_first else sides[::-1]
+    # From the axes of the weights, through the whole chain, to the labels of the scores.
+    chain = (*before.ops, softmax, *after.ops)
+    mapped = map_axes(chain, scores.op.output, weights_ref)
+    if key_label is None or None in mapped:
+        return "its softmax runs along an axis that cannot be followed back to the product of queries and keys"
+    label_of = {
+        label: scores.out_axes[axis] for label, axis in zip(weight_labels, mapped, strict=True) if axis is not None
+    }
+    if label_of.get(values.summed[0]) != key_label:
+        return None  # its weights are summed along another axis than they were normalised along
+    oriented = _name_sides(scores, key_label)
+    if oriented is None:
+        return "it attends across the batch"
+    (q_ref, q_labels), (k_ref, k_labels), query_label = oriented
+    leading = [label for label in scores.out_axes if label not in (key_label, query_label)]
+    width = scores.summed[0]
+    v_own = [label for label in v_labels if label not in label_of]
+    if len(v_own) != 1:
+        return f"its values {v_ref.shape} have {len(v_own)} axes of their own; wanted one, their width"
+    # Each product names its axes for itself; those that only the second one has get names of their own.
+    v_named = [label_of.get(label, _WIDTH) for label in v_labels]
+    out_named = [label_of.get(label, _WIDTH) for label in values.out_axes]
+    canonical = [*leading, query_label, _WIDTH]
+    if sorted(out_named) != sorted(canonical):
+        return "its output lacks an axis of its scores"
+    rows = [*leading, query_label, key_label]
+    raw = (
+        _operand(q_ref, q_labels, [*leading, query_label, width]),
+        _operand(k_ref, k_labels, [*leading, key_label, width]),
+        _operand(v_ref, v_named, [*leading, key_label, _WIDTH]),
+    )
+    q, k, v = (_before_transpose(trace, operand) for operand in raw)
+    undone = [trace.producer(a.ref) for a, b in zip(raw, (q, k, v), strict=True) if a is not b]
     return AttentionMatch(
-        q=q, k=k, v=value_product.inputs[1], out=value_product.output, is_fused=False,
-        ops=(*transposes, product, *between, softmax, *after, value_product),
-        k_is_transposed=not transposes, scale=scale, scale_divides=divides, dropout=dropout,
-    )  # fmt: skip
+        q=q,
+        k=k,
+        v=v,
+        out=values.op.output,
+        out_axes=tuple(canonical.index(label) for label in out_named),
+        ops=ops,
+        transposes=tuple(op for op in undone if op is not None),
+        scores=scores,
+        values=values,
+        score_order=tuple(rows.index(label) for label in scores.out_axes),
+        weights=_operand(weights_ref, [label_of[label] for label in weight_labels], rows),
+        scale=_scale(before),
+        dropout=_dropout(after),
+        dropped=tuple(sorted({*before.dropped, *after.dropped})),
+    )
 
 
-def _walk_to_scores(trace: Trace, scores: Ref) -> tuple[Op, tuple[Op, ...], float, bool] | str | None:
-    """From the softmax input back to the product: (product, operations between, scale, whether it divides)."""
-    scale, divides, between = 1.0, False, list[Op]()
-    op = trace.producer(scores)
-    foreign: Op | None = None
-    while op is not None and op.name not in _PRODUCTS and op.inputs:
-        if op.name in _UNREAD_PRODUCTS and all(trace.depends_on_input(ref) for ref in op.inputs[-2:]):
-            return f"its scores are made by {op.name!r}; write them as q @ k.transpose(-2, -1)"
-        number = _scalar_factor(op)
-        if number is not None and scale == 1.0:
-            scale, divides = number, op.name in _DIVISIONS
-        elif op.name not in _TRANSPARENT:
-            foreign = foreign or op
-        between.append(op)
-        same = [ref for ref in op.inputs if math.prod(ref.shape) == math.prod(scores.shape)]
-        op = trace.producer(same[0]) if same else None
-    if op is None or op.name not in _PRODUCTS or not trace.depends_on_input(op.output):
+def _name_sides(
+    scores: Product, key_label: str
+) -> tuple[tuple[Ref, tuple[str, ...]], tuple[Ref, tuple[str, ...]], str] | None:
+    """(queries, keys, label of the queries' tokens): the keys' operand alone has the axis that is normalised."""
+    left, right = (scores.left, scores.left_axes), (scores.right, scores.right_axes)
+    owners = [side for side in (left, right) if key_label in side[1]]
+    if len(owners) != 1:
         return None
-    if foreign is not None:
-        return _stands_between("the scores and the softmax", foreign)
-    return op, tuple(between), scale, divides
+    k, q = (left, right) if owners[0] is left else (right, left)
+    own = [label for label in q[1] if label in scores.out_axes and label not in k[1]]
+    return (q, k, own[-1]) if own else None
 
 
-def _stands_between(where: str, op: Op) -> str:
-    return f"between {where} stands {op.name!r}, which binary linear attention cannot express"
+def _operand(ref: Ref, labels: Sequence[str], canonical: list[str]) -> Operand:
+    return Operand(ref, tuple(labels.index(label) if label in labels else None for label in canonical))
 
 
-def _scalar_factor(op: Op) -> float | None:
-    if op.name not in _SCALINGS or len(op.inputs) != 1:
-        return None
-    numbers = [a for a in (*op.args, *op.kwargs.values()) if isinstance(a, int | float)]
-    return float(numbers[0]) if len(numbers) == 1 else None
+def _before_transpose(trace: Trace, operand: Operand) -> Operand:
+    """The operand one transpose earlier, when that transpose is just what has to be undone."""
+    op = trace.producer(operand.ref)
+    if op is None or operand.axes == tuple(range(len(operand.axes))) or None in operand.axes:
+        return operand
+    if op.name not in TRANSPOSES | {"permute"} or _is_part_of_node(trace, op):
+        return operand
+    order = permutation(op)
+    axes = tuple(order[axis] for axis in operand.axes if axis is not None)
+    return Operand(op.inputs[0], axes) if axes == tuple(range(len(axes))) else operand
 
 
-def _walk_to_values(trace: Trace, softmax: Op) -> tuple[Op, tuple[Op, ...], float] | str | None:
-    """From the softmax forward to the product with v: (product, operations between, dropout probability)."""
-    dropout, between, op = 0.0, list[Op](), softmax
-    while True:
-        users = trace.users(op.output)
-        if len(users) != 1:
-            return "its attention weights are read in more than one place" if users else None
-        op = users[0]
-        if op.name in _PRODUCTS:
-            break
-        if op.name not in _TRANSPARENT:
-            return _stands_between("the softmax and the values", op)
-        if op.name == "dropout" and op.argument(2, "training", True):
-            dropout = float(op.argument(1, "p", 0.5))
-        between.append(op)
-    if op.inputs[0].number != (between[-1] if between else softmax).output.number:
-        return "the values stand left of the weights (v @ weights')"
-    return op, tuple(between), dropout
+def _is_part_of_node(trace: Trace, op: Op) -> bool:
+    """Whether the operation ran inside a larger one (einops, a child), so that its operand has no node of its own."""
+    beside = trace.ops[max(op.index - 1, 0) : op.index + 2]
+    return op.tag is not None and any(other is not op and other.tag is op.tag for other in beside)
 
 
-def _strip_transpose(trace: Trace, right: Ref) -> tuple[Ref, tuple[Op, ...]]:
-    """The keys (..., M, D) behind the product's right operand, when the last operation swapped the last two axes."""
-    op = trace.producer(right)
-    if op is None or not op.inputs:
-        return right, ()
-    source = op.inputs[0]
-    rank = len(source.shape)
-    if op.name == "mT" or (op.name in {"transpose", "swapaxes", "swapdims"} and _swaps_last(op, rank)):
-        return source, (op,)
-    return right, ()
+def _scale(before: Chain) -> float | None:
+    """The product of the scalar factors on the scores; None when a tensor scales them."""
+    scale = before.product.alpha
+    for op in before.ops:
+        if op.name in _SCALAR_FACTORS:
+            numbers = [a for a in (*op.args, *op.kwargs.values()) if isinstance(a, int | float)]
+            if len(numbers) != 1:
+                return None
+            scale = scale / numbers[0] if op.name in DIVISIONS else scale * numbers[0]
+    return float(scale)
 
 
-def _swaps_last(op: Op, rank: int) -> bool:
-    return {dim % rank for dim in swapped_dims(op)} == {rank - 2, rank - 1}
-
-
-def swapped_dims(op: Op) -> tuple[int, int]:
-    """The two axes that a transpose or its aliases swaps; the last two of `mT` and of a matrix."""
-    first, second = [dim for dim in (*op.args, *op.kwargs.values()) if isinstance(dim, int)] or (-2, -1)
-    return first, second
+def _dropout(after: Chain) -> float:
+    rates = [op.argument(1, "p", 0.5) for op in after.ops if op.name == "dropout" and op.argument(2, "training", True)]
+    return float(max(rates, default=0.0))

@@ -33,7 +33,9 @@ def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallPatte
     """Returns the pattern of a call, its varying leaves in order, and the tree that puts them together again."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     fixed = tuple(VARIES if _varies(leaf) else leaf for leaf in leaves)
-    return CallPattern(str(spec), fixed), [leaf for leaf in leaves if _varies(leaf)], spec
+    # A torch.Size is a tuple to every forward, and mapping over a call makes it one.
+    shape = str(spec).replace("TreeSpec(Size,", "TreeSpec(tuple,")
+    return CallPattern(shape, fixed), [leaf for leaf in leaves if _varies(leaf)], spec
 
 
 def join_call(

@@ -81,6 +81,12 @@ def _original_class(cls: type[nn.Module]) -> type[nn.Module]:
     return original
 
 
+def generated_forward(cls: type[nn.Module], key: Key) -> Callable[..., Any] | None:
+    """Returns the function of self and the varying leaves that a converted class runs for a call; else None."""
+    found: Callable[..., Any] | None = getattr(cls, "_reparam_forwards", {}).get(key)
+    return found
+
+
 def converted_class(original: type[nn.Module], sources: Sources) -> type[nn.Module]:
     """Returns the class that runs `sources`, made once for each pair."""
     key = (original, sources)
@@ -107,6 +113,7 @@ def _make_class(original: type[nn.Module], sources: Sources) -> type[nn.Module]:
 
     members = {
         "forward": forward,
+        "_reparam_forwards": forwards,
         "__reduce_ex__": reduce_ex,
         "__module__": original.__module__,
         "__doc__": original.__doc__,

@@ -9,19 +9,23 @@ from torch import Tensor, nn
 
 from reparam.copying import meta_copy
 from reparam.errors import PlanError, RewriteError
-from reparam.graph.attention_surgery import OpenedCore, open_core
+from reparam.graph.attention_surgery import OpenedCore
 from reparam.graph.find import find_sites
 from reparam.graph.finders.base import Scene
 from reparam.graph.fingerprint import fingerprint
+from reparam.graph.inline import is_inline, layers_of
+from reparam.graph.mlp_surgery import open_mlps
+from reparam.graph.openings import Openings
 from reparam.graph.records import Plan, Skip, StagePlan, Step, Totals
-from reparam.graph.rewrite import apply_stage
+from reparam.graph.rewrite import apply_stage, is_swapped
 from reparam.graph.selector import picks
-from reparam.ops.base import OPERATORS, parse_options
+from reparam.ops.base import OPERATORS, Operator, OperatorOptions, parse_options
 from reparam.ops.dense import DenseAttention
 from reparam.ops.site import Site
 from reparam.recipe.schema import OPERATOR_KEEP, Recipe, Rule
 from reparam.trace.probe import ExampleInput, as_arguments, probe
 from reparam.trace.record import Trace
+from reparam.trace.values import with_values
 
 Count = Callable[[nn.Module, Trace], Totals]
 
@@ -49,8 +53,10 @@ def make_plan(
     """
     if stages is not None and not 0 < stages <= len(recipe.stages):
         raise PlanError(f'recipe "{recipe.name}" has {len(recipe.stages)} stages; wanted the first {stages} of them')
-    planned = meta_copy(model)
-    scene = Scene(planned, probe(planned, example_input))
+    trace = probe(model, example_input)
+    # Where a forward reads values, a copy that keeps them takes the branches of the example input in every stage.
+    planned = with_values(model) if trace.unseen else meta_copy(model)
+    scene = Scene(planned, trace)
     before = count(planned, scene.trace)
     made: list[StagePlan] = []
     refused: list[str] = []
@@ -62,7 +68,11 @@ def make_plan(
         unused += _unused(decided)
         refused += [] if allow_partial else _refused(decided, number, stage.rules)
         apply_stage(planned, decided, scene.trace, opened=opened)
-        scene = Scene(planned, probe(planned, example_input))
+        after = Scene(planned, probe(planned, example_input))
+        made[-1] = decided.model_copy(update={"orphans": _orphans(scene, after)})
+        scene = after
+    if not allow_partial and _is_idle(recipe, made):
+        unused.append("none of its rules matches a site of the model, so it would change nothing")
     _raise_faults(recipe, unused, refused)
     return Plan(
         recipe=recipe,
@@ -71,6 +81,7 @@ def make_plan(
         stages=tuple(made),
         before=before,
         after=count(planned, scene.trace),
+        unseen=trace.unseen,
     )
 
 
@@ -81,8 +92,9 @@ def _plan_stage(
     steps: list[Step] = []
     skips: list[Skip] = []
     used: set[int] = set()
+    openings = Openings(scene)
     for site in find_sites(scene):
-        owner = _converted_around(site, steps)
+        owner = _converted_around(scene.model, site, steps)
         if owner is not None:
             reason = f'a part of "{owner.site.path}", which becomes {owner.operator}'
             skips.append(Skip(site=site, cause="inside", reason=reason))
@@ -92,8 +104,9 @@ def _plan_stage(
             skips.append(Skip(site=site, cause="no rule", reason="no rule picks it"))
             continue
         used.add(position)
-        decision = _decide(scene, site, rules[position], label(number, position), opened)
+        decision = _decide(scene, site, rules[position], label(number, position), openings)
         (steps if isinstance(decision, Step) else skips).append(decision)  # type: ignore[arg-type]
+    opened |= openings.together(steps)
     unused = tuple(label(number, i) for i, rule in enumerate(rules) if i not in used and not rule.optional)
     return StagePlan(name=name, steps=tuple(steps), skips=tuple(skips), unused_rules=unused)
 
@@ -108,46 +121,76 @@ def _rule_picks(rule: Rule, site: Site) -> bool:
     return takes_kind and picks(rule.match, site)
 
 
-def _converted_around(site: Site, steps: Sequence[Step]) -> Step | None:
-    """The step that swaps a module around the site; attention keeps its owner, so its parts stay free."""
+def _converted_around(model: nn.Module, site: Site, steps: Sequence[Step]) -> Step | None:
+    """The step that swaps a module around the site; other attention keeps its owner, so its parts stay free."""
     for step in steps:
-        if step.site.kind != "attention" and site.path.startswith(f"{step.site.path}."):
+        is_inside = site.path.startswith(f"{step.site.path}.")
+        if site.path in layers_of(step.site) or (is_inside and is_swapped(model.get_submodule(step.site.path), step)):
             return step
     return None
 
 
-def _decide(scene: Scene, site: Site, rule: Rule, where: str, opened: dict[str, OpenedCore]) -> Step | Skip:
+def _decide(scene: Scene, site: Site, rule: Rule, where: str, openings: Openings) -> Step | Skip:
     if rule.operator == OPERATOR_KEEP:
         return Skip(site=site, cause="keep", reason=rule.reason or "the recipe keeps it", rule=where)
+    if site.idle:
+        return Skip(site=site, cause="idle", reason="it took no part in the run on the example input", rule=where)
     cls = OPERATORS.get(rule.operator)
     options = parse_options(cls, rule.options, where=where)
-    if site.refusal is None:
-        dense = DenseAttention(site.attention) if site.attention else scene.model.get_submodule(site.path)
-        reason = cls.refuse(site, dense, options) or _refuse_place(site) or _refuse_surgery(scene, site, opened)
-    else:
-        reason = site.refusal
+    reason = site.refusal or (None if site.no_gain else _refuse(scene, cls, site, options, openings))
     if reason is not None:
         return Skip(site=site, cause="refused", reason=reason, rule=where)
+    no_gain = site.no_gain or cls.no_gain(site, options)
+    if no_gain is not None:
+        return Skip(site=site, cause="no gain", reason=no_gain, rule=where)
     dumped = options.model_dump(mode="json")
     return Step(site=site, operator=rule.operator, options=dumped, rule=where, remark=cls.remark(site, options))
 
 
+def _refuse(scene: Scene, cls: type[Operator], site: Site, options: OperatorOptions, openings: Openings) -> str | None:
+    dense = DenseAttention(site.attention) if site.attention else scene.model.get_submodule(site.path)
+    if cls.no_gain(site, options) is not None:
+        return None
+    return cls.refuse(site, dense, options) or _refuse_place(site) or _refuse_surgery(scene, site, openings)
+
+
 def _refuse_place(site: Site) -> str | None:
-    if site.kind != "attention" and not site.path:
+    if site.kind != "attention" and not is_inline(site) and not site.path:
         return "it is the whole model; wrap it in a module so that it can be swapped"
     return None
 
 
-def _refuse_surgery(scene: Scene, site: Site, opened: dict[str, OpenedCore]) -> str | None:
-    """An attention whose forward cannot be opened is refused here, where it can be kept, and not in the rewrite."""
-    if site.kind != "attention":
+def _refuse_surgery(scene: Scene, site: Site, openings: Openings) -> str | None:
+    """A forward that cannot be opened is refused here, where it can be kept, and not in the rewrite."""
+    if is_inline(site):
+        return _refuse_move(scene, site)
+    if site.attention is None or isinstance(scene.model.get_submodule(site.path), nn.MultiheadAttention):
         return None
     try:
-        owner, calls = scene.model.get_submodule(site.path), scene.trace.calls_of(site.path)
-        opened[site.path] = open_core(owner, calls, site.path)
+        openings.try_(site)
     except RewriteError as error:
         return str(error).removeprefix(f'"{site.path}": ')
     return None
+
+
+def _refuse_move(scene: Scene, site: Site) -> str | None:
+    assert site.mlp is not None
+    try:
+        layers = {site.number: site.mlp.linears}
+        open_mlps(scene.model.get_submodule(site.path), scene.trace.calls_of(site.path), site.path, layers)
+    except RewriteError as error:
+        return str(error).removeprefix(f'"{site.path}": ')
+    return None
+
+
+def _orphans(before: Scene, after: Scene) -> tuple[str, ...]:
+    """Parameters that the run read before a stage, and that are left unread after it."""
+    unread = _names_read(before.trace) - _names_read(after.trace)
+    return tuple(name for name, _ in after.model.named_parameters() if name in unread)
+
+
+def _names_read(trace: Trace) -> set[str]:
+    return {ref.name for op in trace.ops for ref in op.inputs if ref.name}
 
 
 def _unused(stage: StagePlan) -> list[str]:
@@ -155,6 +198,13 @@ def _unused(stage: StagePlan) -> list[str]:
         f"{where} matches no site of the model; mark it optional = true or mend its match"
         for where in stage.unused_rules
     ]
+
+
+def _is_idle(recipe: Recipe, stages: Sequence[StagePlan]) -> bool:
+    """Whether a recipe that wants to convert something found nothing that it could even keep."""
+    wants = any(rule.operator != OPERATOR_KEEP for stage in recipe.stages[: len(stages)] for rule in stage.rules)
+    used = [step.rule for stage in stages for step in stage.steps] + [s.rule for stage in stages for s in stage.skips]
+    return wants and not any(used)
 
 
 def _refused(stage: StagePlan, number: int, rules: Sequence[Rule]) -> list[str]:

@@ -21,21 +21,29 @@ class Step(Frozen):
 
 
 class Skip(Frozen):
-    """One site that stays as it is; `cause` tells a choice ("keep", "no rule") from a refusal or a parent's step."""
+    """One site that stays as it is; `cause` tells a choice ("keep", "no rule") from a refusal or a parent's step.
+
+    "no gain" is a site that conversion would not improve, "idle" one that took no part in the run; neither is an error.
+    """
 
     site: Site
-    cause: Literal["keep", "no rule", "refused", "inside"]
+    cause: Literal["keep", "no rule", "refused", "inside", "no gain", "idle"]
     reason: str
     rule: str | None = None
 
 
 class StagePlan(Frozen):
-    """The steps and skips of one stage; its sites are those of the model as the stage before left it."""
+    """The steps and skips of one stage; its sites are those of the model as the stage before left it.
+
+    `orphans` are parameters that nothing reads any more after the stage, such as tables of a dropped position bias.
+    They stay in the state dict and are frozen, for distributed training waits for every gradient.
+    """
 
     name: str
     steps: tuple[Step, ...]
     skips: tuple[Skip, ...]
     unused_rules: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
 
 
 class Totals(Frozen):
@@ -54,7 +62,8 @@ class Totals(Frozen):
 class Plan(Frozen):
     """What `convert` will do to one model: stages in order, with totals before and after.
 
-    `fingerprint` identifies the module tree and parameter shapes of the dense model the plan was made for.
+    `fingerprint` identifies the module tree and parameter shapes of the dense model the plan was made for. `unseen`
+    says what the run could not show, such as branches that it did not take.
     """
 
     format_version: int = PLAN_FORMAT
@@ -64,6 +73,7 @@ class Plan(Frozen):
     stages: tuple[StagePlan, ...]
     before: Totals
     after: Totals
+    unseen: tuple[str, ...] = ()
 
     @property
     def steps(self) -> tuple[Step, ...]:

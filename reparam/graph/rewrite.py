@@ -1,17 +1,22 @@
 """Carries out a plan on a model, in place: swaps leaves and MLPs, opens attention owners, verifies each step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import nn
 
 from reparam.errors import RewriteError
-from reparam.graph.attention_surgery import OpenedCore, install_core, open_core, remove_core
+from reparam.graph.attention_surgery import CoreOpener, OpenedCore, install_core, remove_core
+from reparam.graph.fast_path import keep_padding
 from reparam.graph.finders.base import qualified_type
 from reparam.graph.fingerprint import fingerprint
+from reparam.graph.inline import is_inline
+from reparam.graph.mlp_install import put_mlps
+from reparam.graph.multihead import open_multihead, put_multihead
 from reparam.graph.records import Plan, StagePlan, Step
 from reparam.graph.verify import check_exact_core, check_operator, check_stage
+from reparam.graph.verify_multihead import check_exact_multihead
 from reparam.ops.base import OPERATORS, Operator, OperatorOptions, parse_options
 from reparam.ops.dense import DenseAttention
 from reparam.trace.probe import ExampleInput, probe
@@ -45,6 +50,7 @@ def rewrite(
         trace = probe(model, example_input)
         for number, stage_plan in enumerate(chosen, start=1):
             _check_sites(model, stage_plan)
+            _check_called(stage_plan, trace)
             _apply(model, stage_plan, trace, undo, opened={}, verify=verify)
             if verify or number < len(chosen):
                 trace = probe(model, example_input)
@@ -77,6 +83,18 @@ def _check_sites(model: nn.Module, stage: StagePlan) -> None:
         )
 
 
+def _check_called(stage: StagePlan, trace: Trace) -> None:
+    """Owners are converted for their calls; a forward that reads values may leave out one that the plan saw."""
+    called = {call.path for call in trace.calls}
+    owners = [step.site.path for step in stage.steps if step.site.kind == "attention" or is_inline(step.site)]
+    left_out = [path for path in owners if path not in called]
+    if left_out:
+        raise RewriteError(
+            f'"{left_out[0]}": it was called when it was planned, and is not now: a forward took another branch. Pass '
+            "the weights and the example input that the plan was made with."
+        )
+
+
 def apply_stage(model: nn.Module, stage: StagePlan, trace: Trace, *, opened: Mapping[str, OpenedCore]) -> None:
     """Applies the steps of one stage in place without verifying them, for planning.
 
@@ -97,60 +115,135 @@ def _apply(
 ) -> None:
     """Applies the steps of one stage and leaves in `undo` what takes them back."""
     kept = {name: id(p) for name, p in model.named_parameters()}
+    swapped = [step.site.path for step in stage.steps if is_swapped(model.get_submodule(step.site.path), step)]
+    proven: set[int] = set()
+    opener = CoreOpener()
+    for path, steps in _attention_by_owner(stage).items():
+        calls = trace.calls_of(path)
+        if isinstance(model.get_submodule(path), nn.MultiheadAttention):
+            _put_multihead(model, steps[0], calls, undo, verify=verify)
+            continue
+        forms = {step.site.number: step.site.attention for step in steps if step.site.attention}
+        ready = opened.get(path) or opener.open(model.get_submodule(path), calls, path, forms)
+        _put_cores(model, steps, calls, ready, undo, verify=verify, proven=proven)
+    for path, steps in _inline_by_owner(stage).items():
+        swapped += _put_inline(model.get_submodule(path), steps, trace.calls_of(path), undo, verify=verify)
+        keep_padding(model, model.get_submodule(path), undo)
     for step in stage.steps:
-        options = parse_options(OPERATORS.get(step.operator), step.options, where=step.rule)
+        if step.site.kind != "attention" and not is_inline(step.site):
+            _swap_module(model, step, trace.calls_of(step.site.path), undo, verify=verify)
+    _check_kept(model, swapped, kept)
+    _freeze_orphans(model, stage.orphans, undo)
+
+
+def _attention_by_owner(stage: StagePlan) -> dict[str, list[Step]]:
+    owners: dict[str, list[Step]] = {}
+    for step in stage.steps:
         if step.site.kind == "attention":
-            calls = trace.calls_of(step.site.path)
-            ready = opened.get(step.site.path) or open_core(model.get_submodule(step.site.path), calls, step.site.path)
-            _put_core(model, step, options, calls, ready, undo, verify=verify)
-        else:
-            _swap_module(model, step, options, undo, verify=verify)
-    _check_kept(model, stage.steps, kept)
+            owners.setdefault(step.site.path, []).append(step)
+    return owners
 
 
-def _put_core(
+def _inline_by_owner(stage: StagePlan) -> dict[str, list[Step]]:
+    owners: dict[str, list[Step]] = {}
+    for step in stage.steps:
+        if is_inline(step.site):
+            owners.setdefault(step.site.path, []).append(step)
+    return owners
+
+
+def _put_inline(
+    owner: nn.Module, steps: Sequence[Step], calls: Sequence[ModuleCall], undo: ExitStack, *, verify: bool
+) -> tuple[str, ...]:
+    sites = {step.site.number: step.site for step in steps}
+    make = {step.site.number: (OPERATORS.get(step.operator), _options(step)) for step in steps}
+    return put_mlps(owner, sites, calls, undo, make=make, verify=verify)
+
+
+def _options(step: Step) -> OperatorOptions:
+    return parse_options(OPERATORS.get(step.operator), step.options, where=step.rule)
+
+
+def _freeze_orphans(model: nn.Module, names: Sequence[str], undo: ExitStack) -> None:
+    for name in names:
+        parameter = model.get_parameter(name)
+        undo.callback(parameter.requires_grad_, parameter.requires_grad)
+        parameter.requires_grad_(False)
+
+
+def _put_cores(
     model: nn.Module,
-    step: Step,
-    options: OperatorOptions,
+    steps: Sequence[Step],
     calls: Sequence[ModuleCall],
     opened: OpenedCore,
     undo: ExitStack,
     *,
     verify: bool,
+    proven: set[int],
 ) -> None:
-    form, path = step.site.attention, step.site.path
-    assert form is not None
+    path = steps[0].site.path
     owner = model.get_submodule(path)
-    if verify:
-        check_exact_core(owner, calls, form, opened, path=path)
-    core = OPERATORS.get(step.operator).from_dense(DenseAttention(form), step.site, options)
+    # Owners that are alike share what was opened, and a proof draws its own weights: one serves them all.
+    if verify and id(opened) not in proven:
+        check_exact_core(owner, calls, opened, path=path)
+        proven.add(id(opened))
     reference = next((p for p in (*owner.parameters(), *model.parameters()) if p.is_floating_point()), torch.empty(0))
+    cores = {step.site.number: _core(step).to(reference).train(owner.training) for step in steps}
     undo.callback(remove_core, owner, opened, type(owner))
-    install_core(owner, core.to(reference).train(owner.training), opened)
+    install_core(owner, cores, opened)
     if verify:
-        check_operator(owner, core, [(call.args, call.kwargs) for call in calls], path=path)
+        for core in cores.values():
+            check_operator(owner, core, [(call.args, call.kwargs) for call in calls], path=path)
 
 
-def _swap_module(model: nn.Module, step: Step, options: OperatorOptions, undo: ExitStack, *, verify: bool) -> None:
+def _put_multihead(model: nn.Module, step: Step, calls: Sequence[ModuleCall], undo: ExitStack, *, verify: bool) -> None:
     path = step.site.path
     dense = model.get_submodule(path)
-    replacement: Operator = OPERATORS.get(step.operator).from_dense(dense, step.site, options)
+    assert isinstance(dense, nn.MultiheadAttention)
+    if verify:
+        check_exact_multihead(dense, calls, path=path)
+    core = _core(step).to(dense.out_proj.weight)
+    opened = open_multihead(dense, calls, core)
+    put_multihead(model, path, opened, undo)
+    if verify:
+        check_operator(opened, core, [(call.args, call.kwargs) for call in calls], path=path)
+
+
+def _core(step: Step) -> Operator:
+    assert step.site.attention is not None
+    return OPERATORS.get(step.operator).from_dense(DenseAttention(step.site.attention), step.site, _options(step))
+
+
+def _swap_module(model: nn.Module, step: Step, calls: Sequence[ModuleCall], undo: ExitStack, *, verify: bool) -> None:
+    path = step.site.path
+    dense = model.get_submodule(path)
+    replacement: Operator = OPERATORS.get(step.operator).from_dense(dense, step.site, _options(step))
     for alias in [name for name, module in model.named_modules(remove_duplicate=False) if module is dense]:
         undo.callback(model.set_submodule, alias, dense)
         model.set_submodule(alias, replacement)
     if verify:
-        inputs, outputs = _few_rows(step.site.input_shape), _few_rows(step.site.output_shape)
-        check_operator(replacement, replacement, inputs, path=path, output_shape=outputs)
+        if step.site.mlp is None or step.site.mlp.chain:
+            inputs, outputs = _few_rows(step.site.input_shape), _few_rows(step.site.output_shape)
+            check_operator(replacement, replacement, inputs, path=path, output_shape=outputs)
+        else:
+            made = [(call.args, call.kwargs) for call in calls[:1]]
+            check_operator(replacement, replacement, made, path=path, output_shape=step.site.output_shape)
 
 
 def _few_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Linear layers and MLPs treat rows alike, so a few prove as much as all, in less time and memory."""
+    """Linear layers and plain MLPs treat rows alike, so a few prove as much as all, in less time and memory."""
     return (*(min(size, _ROWS) for size in shape[:-1]), shape[-1])
 
 
-def _check_kept(model: nn.Module, steps: Iterable[Step], before: dict[str, int]) -> None:
+def is_swapped(dense: nn.Module, step: Step) -> bool:
+    """Whether a step puts another module in the place of `dense`; attention otherwise keeps its owner."""
+    if step.site.kind != "attention":
+        return not is_inline(step.site)
+    return isinstance(dense, nn.MultiheadAttention)
+
+
+def _check_kept(model: nn.Module, swapped: Sequence[str], before: dict[str, int]) -> None:
     """Parameters outside swapped modules must be the same objects under the same names."""
-    swapped = [step.site.path for step in steps if step.site.kind != "attention"]
     after = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     for name, identity in before.items():
         if not any(name.startswith(f"{path}.") for path in swapped) and after.get(name) != identity:

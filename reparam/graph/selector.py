@@ -9,13 +9,25 @@ from reparam.recipe.schema import Match
 
 def picks(match: Match, site: Site) -> bool:
     """Returns whether every given field of `match` holds for `site` and no exclusion does."""
-    return (
-        (match.kind is None or match.kind == site.kind)
-        and (match.type is None or fnmatchcase(site.type, match.type))
-        and (match.path is None or path_matches(match.path, site.path))
-        and (match.within is None or match.within == site.within)
-        and not any(path_matches(pattern, site.path) for pattern in match.exclude)
-    )
+    return mismatch(match, site) is None
+
+
+def mismatch(match: Match, site: Site) -> str | None:
+    """Returns the first field of `match` that does not hold for `site`, in words; None when the rule picks it."""
+    if match.kind not in (None, site.kind):
+        return f'it wants kind = "{match.kind}", and this is a site of kind "{site.kind}"'
+    if match.type is not None and not fnmatchcase(site.type, match.type):
+        return f'it wants type = "{match.type}", and this is a {site.type}'
+    if match.path is not None and not path_matches(match.path, site.path):
+        return f'it wants path = "{match.path}"'
+    if match.within not in (None, site.within):
+        return f'it wants within = "{match.within}", and this lies within {_enclosure(site)}'
+    excluding = next((pattern for pattern in match.exclude if path_matches(pattern, site.path)), None)
+    return None if excluding is None else f'it excludes "{excluding}"'
+
+
+def _enclosure(site: Site) -> str:
+    return "no attention and no mlp" if site.within is None else f'"{site.within}"'
 
 
 def path_matches(pattern: str, path: str) -> bool:

@@ -4,7 +4,7 @@ The last block of a class-token model computes patch tokens that nothing reads. 
 could never learn.
 """
 
-from reparam.graph.token_grid import Axis, axis_sources
+from reparam.graph.axes import Axis, axis_sources
 from reparam.trace.record import Op, Ref, Trace
 
 #: Operations that treat tokens one by one, or only view them.

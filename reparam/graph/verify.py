@@ -5,6 +5,7 @@ bits with a perturbed one; only then does the operator take the core's place. Ev
 finite and pass a gradient to each of its parameters.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from reparam.copying import copy_with
 from reparam.errors import RewriteError
-from reparam.graph.attention_surgery import OpenedCore, installed
+from reparam.graph.attention_surgery import OpenedCore, running
 from reparam.graph.find import find_sites
 from reparam.graph.finders.base import Scene
+from reparam.graph.mlp_surgery import InlineMlp
 from reparam.graph.records import StagePlan
 from reparam.ops.base import Operator
-from reparam.ops.dense import DenseAttention
-from reparam.ops.site import AttentionForm
 from reparam.trace.record import ModuleCall, Trace
 
 _SEED = 0
@@ -28,43 +29,48 @@ _PERTURBATION = 1.5
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def check_exact_core(
-    owner: nn.Module,
-    calls: Sequence[ModuleCall],
-    form: AttentionForm,
-    opened: OpenedCore,
-    *,
-    path: str,
-) -> None:
-    """Proves the surgery with softmax attention as the core; leaves the owner as it was.
+def check_exact_core(owner: nn.Module, calls: Sequence[ModuleCall], opened: OpenedCore, *, path: str) -> None:
+    """Proves the match with the exact products in place of the model's, on a copy of the owner with random weights.
+
+    The owner's own weights could hide a fault: attention can be nearly uniform, or a last layer start at zero.
 
     Raises:
-        RewriteError: the exact core changed the output, or a perturbed one did not.
+        RewriteError: exact products changed the output, or a changed core did not.
     """
-    made = [_random_call(call.args, call.kwargs, like=owner) for call in calls]
-    expected = {mode: _run(owner, made, training=mode) for mode in (False, True)}
-    exact = DenseAttention(form.model_copy(update={"dropout": opened.dropout}))
-    with installed(owner, exact, opened):
-        fault = _fault_of_exact_core(owner, made, expected, exact)
+    with seeded():
+        stand_in = copy_with(owner, parameter=random_weights)
+    made = [random_call(call.args, call.kwargs, like=stand_in) for call in calls]
+    expected = {mode: run_calls(stand_in, made, training=mode) for mode in (False, True)}
+    fault = _fault_of_exact_core(stand_in, made, expected, opened)
     if fault is not None:
         raise RewriteError(f'"{path}" ({type(owner).__name__}): {fault}; keep it with a rule operator = "keep"')
 
 
+def random_weights(parameter: Tensor) -> Tensor:
+    """Normal values that keep the scale of activations; vectors (norms, gates, biases) lie around 1."""
+    if not parameter.is_floating_point():
+        return parameter.clone()
+    drawn = torch.randn_like(parameter)
+    return 1.0 + 0.5 * drawn if parameter.dim() < 2 else drawn / math.sqrt(parameter[0].numel())
+
+
 def _fault_of_exact_core(
-    owner: nn.Module, calls: Sequence[Call], expected: dict[bool, list[Tensor]], exact: DenseAttention
+    owner: nn.Module, calls: Sequence[Call], expected: dict[bool, list[Tensor]], opened: OpenedCore
 ) -> str | None:
     for training, outputs in expected.items():
         mode = "training" if training else "evaluation"
         try:
-            got = _run(owner, calls, training=training)
+            with running(owner, opened.exact):
+                got = run_calls(owner, calls, training=training)
         except Exception as error:
             # Whatever a wrong graph raises, the user's question is the same: which module, and what to do.
             return f"with an exact core it does not run in {mode} mode ({error})"
-        if not _equal(got, outputs):
+        if not same_bits(got, outputs):
             return f"with an exact core its output in {mode} mode is not the original's"
-    exact.perturbation = _PERTURBATION
-    if _equal(_run(owner, calls, training=False), expected[False]):
-        return "its output does not depend on the core that was put in"
+    for sources in opened.perturbed.values():
+        with running(owner, sources):
+            if same_bits(run_calls(owner, calls, training=False), expected[False]):
+                return "its output does not depend on the core that was put in"
     return None
 
 
@@ -88,7 +94,7 @@ def check_operator(
     calls = _as_calls(inputs)
     trainable = {name: p for name, p in operator.named_parameters() if p.requires_grad}
     with _mode(module, training=False), torch.enable_grad(), seeded():
-        made = [_random_call(*call, like=module) for call in calls]
+        made = [random_call(*call, like=module) for call in calls]
         try:
             outputs = [tensor for args, kwargs in made for tensor in _tensors(module(*args, **kwargs))]
         except Exception as error:
@@ -108,7 +114,8 @@ def check_operator(
 
 def check_stage(model: nn.Module, stage: StagePlan, trace: Trace) -> None:
     """No attention that the plan converts may be left in a run of the rewritten model."""
-    converted = {step.site.path for step in stage.steps if step.site.kind == "attention"}
+    kept = {skip.site.path for skip in stage.skips if skip.site.kind == "attention"}
+    converted = {step.site.path for step in stage.steps if step.site.kind == "attention"} - kept
     left = [s.path for s in find_sites(Scene(model, trace)) if s.kind == "attention" and s.path in converted]
     if left:
         raise RewriteError(f"softmax attention is left in {', '.join(left)}, which the plan converts")
@@ -120,23 +127,36 @@ def _as_calls(inputs: Sequence[Call] | tuple[int, ...]) -> list[Call]:
     return list(inputs)  # type: ignore[arg-type]
 
 
-def _random_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, like: nn.Module) -> Call:
-    """The recorded call with normal values in its floating tensors; integer tensors become zeros."""
+def random_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, like: nn.Module) -> Call:
+    """The recorded call with normal values in its floating tensors; integers become zeros, the last flag is set.
+
+    Arguments that were one tensor stay one: some forwards ask whether they are.
+    """
     reference = next((p for p in like.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(_SEED)
+    made: dict[int, Tensor] = {}
 
     def fill(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return torch.zeros(tensor.shape, dtype=tensor.dtype, device=reference.device)
-        return torch.randn(tensor.shape, generator=generator).to(reference)
+        if id(tensor) not in made:
+            made[id(tensor)] = _filled(tensor, generator, reference)
+        return made[id(tensor)]
 
     filled: Call = pytree.tree_map_only(Tensor, fill, (args, kwargs))
     return filled
 
 
+def _filled(tensor: Tensor, generator: torch.Generator, reference: Tensor) -> Tensor:
+    if tensor.is_floating_point():
+        return torch.randn(tensor.shape, generator=generator).to(reference)
+    filled = torch.zeros(tensor.shape, dtype=tensor.dtype, device=reference.device)
+    if tensor.dtype == torch.bool and tensor.dim() and tensor.shape[-1] > 1:
+        filled[..., -1] = True
+    return filled
+
+
 @torch.no_grad()
-def _run(owner: nn.Module, calls: Sequence[Call], *, training: bool) -> list[Tensor]:
-    """Outputs of the calls under one seed."""
+def run_calls(owner: nn.Module, calls: Sequence[Call], *, training: bool) -> list[Tensor]:
+    """Returns the outputs of calls in one mode under one seed."""
     with _mode(owner, training=training), seeded():
         return [tensor for args, kwargs in calls for tensor in _tensors(owner(*args, **kwargs))]
 
@@ -155,7 +175,7 @@ def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
     """Sets the module's own flag and that of dropouts; other children run in eval and keep their statistics."""
     flags = [(child, child.training) for child in module.modules()]
     for child in module.modules():
-        child.training = training and (child is module or isinstance(child, DenseAttention | nn.Dropout))
+        child.training = training and (child is module or isinstance(child, nn.Dropout | InlineMlp))
     try:
         yield
     finally:
@@ -167,5 +187,6 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether two lists of tensors are equal to the last bit."""
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

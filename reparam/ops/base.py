@@ -57,6 +57,11 @@ class Operator(nn.Module, ABC):
         """Returns why this operator cannot take the site, in words for the plan, or None when it can."""
 
     @classmethod
+    def no_gain(cls, site: Site, options: Any) -> str | None:
+        """Returns why nothing would be gained at a site that the operator could take, or None."""
+        return None
+
+    @classmethod
     def remark(cls, site: Site, options: Any) -> str | None:
         """Returns what the plan should say of this site beyond the operator's name and options, if anything."""
         return None

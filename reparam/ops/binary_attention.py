@@ -30,10 +30,22 @@ from reparam.counts import OpCount
 from reparam.ops.base import Example, Operator, OperatorOptions, operator
 from reparam.ops.dense import DenseAttention
 from reparam.ops.precision import compute_dtype
-from reparam.ops.site import AttentionForm, Site, TokenGrid
+from reparam.ops.site import AttentionForm, Dropped, Site, TokenGrid
 from reparam.ops.ste import binarize
 
 _NORM_EPS = 1e-6
+#: All that can stand around a core but a causal mask: without it, tokens would look ahead.
+Droppable = Literal["bias", "input_mask", "mask", "mixture", "query_bias", "score_function", "talking_heads"]
+_IN_WORDS: dict[Dropped, str] = {
+    "bias": "a position bias",
+    "causal": "a causal mask",
+    "input_mask": "a mask that comes from the input",
+    "mask": "a constant mask",
+    "mixture": "a mixture with other weights",
+    "query_bias": "a bias that depends on the queries",
+    "score_function": "a function of the scores",
+    "talking_heads": "layers across its heads",
+}
 
 
 class BinaryLinearAttentionOptions(OperatorOptions):
@@ -52,6 +64,14 @@ class BinaryLinearAttentionOptions(OperatorOptions):
         "grid", description="2-D over the token grid or 1-D over the index."
     )
     conv_init: Literal["zero", "normal"] = Field("zero", description="Zero starts without the branch's influence.")
+    conv_missing: Literal["leave_out", "refuse"] = Field(
+        "leave_out",
+        description="Without a token grid, or with fewer keys than queries: no convolution, or no operator.",
+    )
+    drop: tuple[Droppable, ...] = Field(
+        ("bias", "mask", "query_bias", "score_function", "talking_heads"),
+        description="What may be lost with the softmax: the convolution and fine-tuning are left to make up for it.",
+    )
     ste_window: float = Field(1.0, gt=0, description="Half-width around the threshold in which gradients pass.")
 
 
@@ -124,25 +144,34 @@ class BinaryLinearAttention(Operator):
         super().__init__()
         self.form, self.options = form, options
         is_learned = options.threshold == "learned" and options.codes != "real"
-        shape = (form.heads, 1, form.head_dim)
-        self.threshold_q = nn.Parameter(torch.zeros(shape)) if is_learned else None
-        self.threshold_k = nn.Parameter(torch.zeros(shape)) if is_learned else None
+        self.threshold_q = nn.Parameter(torch.zeros(form.heads, 1, form.head_dim)) if is_learned else None
+        self.threshold_k = nn.Parameter(torch.zeros(self.key_heads, 1, form.head_dim)) if is_learned else None
         self.output_scale = nn.Parameter(torch.ones(form.heads, 1, 1)) if options.normaliser == "l2" else None
         self.token_conv = self._build_conv()
 
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.form.key_heads or self.form.heads
+
     def _build_conv(self) -> nn.Module | None:
         form, options = self.form, self.options
-        if not options.conv_kernel or self.reads_only_prefix(form, options):
+        if not options.conv_kernel or self.no_conv_because(form, options):
             return None
         if options.conv_layout == "sequence":
-            return SequenceConv(form.heads, options.conv_kernel, init=options.conv_init)
+            return SequenceConv(self.key_heads, options.conv_kernel, init=options.conv_init)
         assert form.grid is not None
-        return TokenConv(form.heads * form.value_dim, options.conv_kernel, form.grid, init=options.conv_init)
+        return TokenConv(self.key_heads * form.value_dim, options.conv_kernel, form.grid, init=options.conv_init)
 
     @staticmethod
-    def reads_only_prefix(form: AttentionForm, options: BinaryLinearAttentionOptions) -> bool:
-        """Whether the 2-D convolution would write to tokens that the model never reads."""
-        return options.conv_layout == "grid" and form.reads_only_prefix
+    def no_conv_because(form: AttentionForm, options: BinaryLinearAttentionOptions) -> str | None:
+        """Returns why the convolution would have no place or no effect, None when it has both."""
+        is_grid = options.conv_layout == "grid"
+        if form.query_tokens != form.key_tokens:
+            return f"{form.query_tokens} queries attend to {form.key_tokens} keys"
+        if is_grid and form.reads_only_prefix:
+            return "only class tokens are read after it"
+        return form.grid_missing_because or "no token grid" if is_grid and form.grid is None else None
 
     def encode(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         """Returns the codes of q or k, same shape and dtype."""
@@ -167,14 +196,19 @@ class BinaryLinearAttention(Operator):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = self.encode(q, self.threshold_q), self.encode(k, self.threshold_k)
         mixed = self._mix_by_sum(q, k, v) if self.options.normaliser == "sum" else self._mix_by_norm(q, k, v)
-        return mixed if self.token_conv is None else mixed + self.token_conv(v)
+        return mixed if self.token_conv is None else mixed + self._for_all_heads(self.token_conv(v))
+
+    def _for_all_heads(self, x: Tensor) -> Tensor:
+        """Repeats what the heads of keys and values gave (B, K, ...) for the query heads that share them."""
+        share = self.form.heads // self.key_heads
+        return x if share == 1 or self.key_heads == 1 else x.repeat_interleave(share, dim=1)
 
     def _mix_by_sum(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        numerator = q @ (k.transpose(-2, -1) @ v)
-        normaliser = q @ k.sum(dim=-2).unsqueeze(-1)
+        numerator = q @ self._for_all_heads(k.transpose(-2, -1) @ v)
+        normaliser = q @ self._for_all_heads(k.sum(dim=-2).unsqueeze(-1))
         if self.constant:
             values = v.sum(dim=-2, keepdim=True) if self.options.constant_term == "sum" else v
-            numerator = numerator + self.constant * values
+            numerator = numerator + self._for_all_heads(self.constant * values)
             normaliser = normaliser + self.constant * k.shape[-2]
         # Sums of binary codes are whole numbers: 0 only where every similarity is 0, and so is the numerator.
         smallest = _NORM_EPS if self.options.codes == "real" else 1.0
@@ -182,32 +216,43 @@ class BinaryLinearAttention(Operator):
 
     def _mix_by_norm(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert self.output_scale is not None
-        mixed = 0.5 * v + (q @ (k.transpose(-2, -1) @ v)) / math.pi
+        mixed = 0.5 * self._for_all_heads(v) + (q @ self._for_all_heads(k.transpose(-2, -1) @ v)) / math.pi
         return F.normalize(mixed, dim=-1, eps=_NORM_EPS) * self.output_scale
 
     @classmethod
     def refuse(cls, site: Site, dense: nn.Module, options: BinaryLinearAttentionOptions) -> str | None:
-        """Takes self-attention over tokens; the 2-D convolution needs a known token grid."""
+        """Takes attention over tokens without, or with permission to drop, what only a softmax can have."""
         form = site.attention
         assert form is not None
-        if form.query_tokens == 1:
-            return "there is one query, so the attention is already linear in the tokens"
-        needs_own = options.normaliser == "l2" or options.constant_term == "own" or options.conv_kernel
-        if form.query_tokens != form.key_tokens and needs_own:
+        for kind in form.dropped:
+            if kind not in options.drop:
+                remedy = "" if kind == "causal" else f'; add "{kind}" to drop'
+                return f"it has {_IN_WORDS[kind]}, which binary linear attention cannot express{remedy}"
+        if form.query_tokens != form.key_tokens and (options.normaliser == "l2" or options.constant_term == "own"):
             return (
                 f"{form.query_tokens} queries attend to {form.key_tokens} keys, so a query has no value of its own for "
-                'the convolution, the L2 normaliser or constant_term = "own"; set conv_kernel = 0, normaliser = "sum"'
+                'the L2 normaliser or constant_term = "own"; set normaliser = "sum", constant_term = "sum"'
             )
-        if options.conv_kernel and options.conv_layout == "grid" and form.grid is None:
-            return f"no token grid for the convolution ({form.grid_missing_because}); set conv_kernel = 0"
+        missing = cls.no_conv_because(form, options) if options.conv_kernel and not form.reads_only_prefix else None
+        if missing and options.conv_missing == "refuse":
+            return f'no place for the convolution ({missing}); set conv_kernel = 0 or conv_missing = "leave_out"'
+        return None
+
+    @classmethod
+    def no_gain(cls, site: Site, options: BinaryLinearAttentionOptions) -> str | None:
+        """One query costs as much as the linear form, or less."""
+        if site.attention and site.attention.query_tokens == 1:
+            return "there is one query, so the attention is already linear in the tokens"
         return None
 
     @classmethod
     def remark(cls, site: Site, options: BinaryLinearAttentionOptions) -> str | None:
-        """Says where the convolution is left out."""
-        if site.attention and options.conv_kernel and cls.reads_only_prefix(site.attention, options):
-            return "no convolution: only class tokens are read after it"
-        return None
+        """Says what is dropped, and where the convolution is left out."""
+        assert site.attention is not None
+        dropped = [_IN_WORDS[kind] for kind in site.attention.dropped]
+        missing = cls.no_conv_because(site.attention, options) if options.conv_kernel else None
+        remarks = [f"drops {' and '.join(dropped)}"] if dropped else []
+        return "; ".join([*remarks, *([f"no convolution: {missing}"] if missing else [])]) or None
 
     @classmethod
     def from_dense(cls, dense: nn.Module, site: Site, options: BinaryLinearAttentionOptions) -> "BinaryLinearAttention":
@@ -223,26 +268,34 @@ class BinaryLinearAttention(Operator):
         """
         batch, heads, queries, width = input_shapes[0]
         keys, value_width = input_shapes[1][-2], input_shapes[2][-1]
-        rows, products = batch * heads, (queries + keys) * width * value_width
+        of_keys = self._side_count(keys, width, value_width) + self._key_sums(keys, width, value_width)
+        of_queries = self._side_count(queries, width, value_width) + self._mixing_count(queries, width, value_width)
+        key_rows = batch * input_shapes[1][1]
+        return of_keys * key_rows + of_queries * (batch * heads) + self._conv_count(key_rows, keys, value_width)
+
+    def _side_count(self, tokens: int, width: int, value_width: int) -> OpCount:
+        """Coding the tokens of one side, and its product with or into the D x E state."""
+        codes, products = tokens * width, tokens * width * value_width
+        if self.options.codes == "real":
+            unit = OpCount({("sqrt", "f32"): tokens, ("div", "f32"): codes})
+            return OpCount.multiply_accumulate(products + codes) + unit
+        return OpCount({("add", "f32"): products, ("cmp", "f32"): codes})
+
+    def _key_sums(self, keys: int, width: int, value_width: int) -> OpCount:
+        if self.options.normaliser == "l2":
+            return OpCount()
+        is_sum, has_constant = self.options.constant_term == "sum", bool(self.constant)
+        sums = keys * width + has_constant * is_sum * keys * value_width
+        scaled = has_constant * (value_width if is_sum else keys * value_width)
+        return OpCount({("add", "f32"): sums, ("mul", "f32"): scaled})
+
+    def _mixing_count(self, queries: int, width: int, value_width: int) -> OpCount:
         outputs = queries * value_width
         if self.options.normaliser == "l2":
             norm = {("mul", "f32"): 4 * outputs, ("add", "f32"): 2 * outputs, ("sqrt", "f32"): queries}
-            mixing = OpCount({**norm, ("div", "f32"): outputs}) * rows  # type: ignore[dict-item]
-        else:
-            is_sum = self.options.constant_term == "sum"
-            constant = bool(self.constant) * (keys * value_width * is_sum + outputs + queries)
-            scaled = bool(self.constant) * (value_width if is_sum else outputs)
-            sums = keys * width + queries * width + constant
-            mixing = OpCount({("add", "f32"): sums, ("mul", "f32"): scaled, ("div", "f32"): outputs}) * rows
-        if self.options.codes == "real":
-            unit = OpCount.multiply_accumulate((queries + keys) * width) + OpCount(
-                {("sqrt", "f32"): queries + keys, ("div", "f32"): (queries + keys) * width}
-            )
-            product = (OpCount.multiply_accumulate(products) + unit) * rows
-        else:
-            codes = (queries + keys) * width
-            product = OpCount({("add", "f32"): products, ("cmp", "f32"): codes}) * rows
-        return product + mixing + self._conv_count(rows, keys, value_width)
+            return OpCount({**norm, ("div", "f32"): outputs})  # type: ignore[dict-item]
+        sums = queries * width + bool(self.constant) * (outputs + queries)
+        return OpCount({("add", "f32"): sums, ("div", "f32"): outputs})
 
     def _conv_count(self, rows: int, tokens: int, width: int) -> OpCount:
         if self.token_conv is None:
@@ -257,15 +310,17 @@ class BinaryLinearAttention(Operator):
 
     @classmethod
     def examples(cls) -> list[Example]:
-        """Alphabets, normalisers and both convolutions; refused: one query, fewer keys, no grid."""
+        """Alphabets, normalisers, both convolutions, shared keys; refused: what may not be dropped or left out."""
         heads, width = 2, 4
         grid = TokenGrid(prefix=1, height=2, width=3)
 
         def example(name: str, refusal: str | None = None, **fields: Any) -> Example:
             queries, keys = fields.pop("queries", 7), fields.pop("keys", 7)
+            key_heads = fields.pop("key_heads", None)
             form = AttentionForm(
-                heads=heads, head_dim=width, value_dim=width, query_tokens=queries, key_tokens=keys, scale=0.5,
-                is_fused=True, grid=fields.pop("grid", grid), grid_missing_because="the tokens come from no image",
+                heads=heads, key_heads=key_heads, head_dim=width, value_dim=width, query_tokens=queries,
+                key_tokens=keys, scale=0.5, is_fused=True, dropped=fields.pop("dropped", ()),
+                grid=fields.pop("grid", grid), grid_missing_because="the tokens come from no image",
             )  # fmt: skip
             shape = (2, heads, queries, width)
             site = Site(
@@ -280,7 +335,10 @@ class BinaryLinearAttention(Operator):
                 name=name,
                 site=site,
                 dense=lambda: DenseAttention(form),
-                inputs=lambda: (torch.randn(shape), *(torch.randn(2, heads, keys, width) for _ in range(2))),
+                inputs=lambda: (
+                    torch.randn(shape),
+                    *(torch.randn(2, key_heads or heads, keys, width) for _ in range(2)),
+                ),
                 options=BinaryLinearAttentionOptions(**fields),
                 refusal=refusal,
             )
@@ -297,18 +355,33 @@ class BinaryLinearAttention(Operator):
             example(
                 "released", codes="bit", normaliser="l2", conv_kernel=9, conv_layout="sequence", conv_init="normal"
             ),
+            example("multi-query", key_heads=1),
+            example("no-place-for-the-conv", keys=5),
+            example("no-grid", grid=None),
+            example("dropped-bias", dropped=("bias",)),
             example(
-                "one-query", queries=1, refusal="there is one query, so the attention is already linear in the tokens"
-            ),
-            example(
-                "fewer-keys-with-conv",
+                "fewer-keys-with-l2",
                 keys=5,
-                refusal="7 queries attend to 5 keys, so a query has no value of its own for the convolution, the L2 "
-                'normaliser or constant_term = "own"; set conv_kernel = 0, normaliser = "sum"',
+                normaliser="l2",
+                refusal="7 queries attend to 5 keys, so a query has no value of its own for the L2 normaliser or "
+                'constant_term = "own"; set normaliser = "sum", constant_term = "sum"',
             ),
             example(
-                "no-grid",
+                "conv-wanted",
                 grid=None,
-                refusal="no token grid for the convolution (the tokens come from no image); set conv_kernel = 0",
+                conv_missing="refuse",
+                refusal="no place for the convolution (the tokens come from no image); set conv_kernel = 0 or "
+                'conv_missing = "leave_out"',
+            ),
+            example(
+                "bias-wanted",
+                dropped=("bias",),
+                drop=(),
+                refusal='it has a position bias, which binary linear attention cannot express; add "bias" to drop',
+            ),
+            example(
+                "causal",
+                dropped=("causal",),
+                refusal="it has a causal mask, which binary linear attention cannot express",
             ),
         ]

@@ -11,7 +11,7 @@ masked   runs both experts on every token and selects: twice the work, static sh
 Shapes: tokens (T, C), index (T,) with values 0 and 1, result (T, O).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from reparam.ops.precision import compute_dtype
 
 
-def dispatch_masked(tokens: Tensor, index: Tensor, experts: Sequence[nn.Module]) -> Tensor:
+def dispatch_masked(tokens: Tensor, index: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
     """Runs both experts on all tokens and picks by `index`."""
     multiply, shift = (expert(tokens) for expert in experts)
     return torch.where(index.unsqueeze(1).bool(), shift, multiply)
 
 
-def dispatch_gather(tokens: Tensor, index: Tensor, experts: Sequence[nn.Module]) -> Tensor:
+def dispatch_gather(tokens: Tensor, index: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
     """Runs each expert on its tokens only; an expert without tokens runs on none, so it still gets (zero) gradients."""
     order = torch.argsort(index, stable=True)
     first = int((index == 0).sum())

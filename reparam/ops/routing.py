@@ -47,6 +47,9 @@ class Router(nn.Module):
         noise: standard deviation sigma on the logits while training.
     """
 
+    #: Decay would pull every token towards a coin toss.
+    no_decay = ("weight",)
+
     def __init__(
         self,
         width: int,

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from reparam.counts import OpCount
 from reparam.ops.base import Example, Operator, OperatorOptions, operator
 from reparam.ops.fixed_point import FixedPoint
+from reparam.ops.plain_layer import is_plain
 from reparam.ops.power_of_two import (
     Domain,
     exponent_of,
@@ -121,6 +122,10 @@ class _ShiftAndSign(torch.autograd.Function):
         return by_shift.masked_fill(shift_leaves, 0.0), gradient.masked_fill(sign_leaves, 0.0), None, None
 
 
+def _is_plain_linear(dense: nn.Module) -> bool:
+    return isinstance(dense, nn.Linear) and is_plain(dense, "linear", (1, dense.in_features))
+
+
 @operator("shift_linear", kind="linear", source="arXiv:1905.13298")
 class ShiftLinear(Operator):
     """y = x @ W' + b with W rounded to signed powers of two.  Before: O*I mul + O*I add.  After: O*I shift + O*I add.
@@ -168,10 +173,10 @@ class ShiftLinear(Operator):
 
     @classmethod
     def refuse(cls, site: Site, dense: nn.Module, options: ShiftLinearOptions) -> str | None:
-        """Takes any `nn.Linear` whose weight is its own."""
+        """Takes any `nn.Linear` whose weight is its own, and subclasses whose forward does the same."""
         if site.shared_with:
             return f'its weight is shared with "{site.shared_with[0]}", which would stay dense'
-        if type(dense) is not nn.Linear:
+        if type(dense) is not nn.Linear and not _is_plain_linear(dense):
             return f"{site.type} is not torch.nn.Linear; its own forward would be lost"
         return None
 
@@ -196,7 +201,7 @@ class ShiftLinear(Operator):
 
     @classmethod
     def examples(cls) -> list[Example]:
-        """Every parameterisation; refused: a shared weight, and a subclass with a forward of its own."""
+        """Every parameterisation and a plain subclass; refused: a shared weight, a subclass that does more."""
         site = Site(
             path="fc",
             kind="linear",
@@ -221,8 +226,13 @@ class ShiftLinear(Operator):
             def forward(self, input: Tensor) -> Tensor:
                 return 2 * super().forward(input)
 
+        class Renamed(nn.Linear):
+            def forward(self, input: Tensor) -> Tensor:
+                return F.linear(input, self.weight, self.bias)
+
         return [
             example("q"),
+            example("q-plain-subclass", dense=lambda: Renamed(8, 4), type="user.Renamed"),
             example("q-no-bias", dense=lambda: nn.Linear(8, 4, bias=False)),
             example("q-2-bits", bits=2),
             example("q-8-bits-linear-domain", bits=8, domain="linear"),

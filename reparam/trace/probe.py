@@ -1,4 +1,7 @@
-"""Runs a model once on the meta device under a recorder that keeps every operation with its module call stack."""
+"""Runs a model once on the meta device under a recorder that keeps every operation with its module call stack.
+
+A model that reads values of tensors cannot run there; it runs as a copy on values instead, and the record says so.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +12,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from reparam.copying import meta_copy
+from reparam.copying import meta_copy, to_meta
 from reparam.errors import ModelError
 from reparam.trace.record import ModuleCall, Op, Ref, Trace
+from reparam.trace.values import (
+    arguments_with_values,
+    forget_values_,
+    may_change,
+    needs_values,
+    reads_values,
+    unseen,
+    with_values,
+)
 
 ExampleInput = Tensor | tuple[Any, ...]
 
@@ -50,6 +62,8 @@ class Recorder(TorchFunctionMode):
         # Operands are named before the call, because an in-place function returns one of them.
         inputs = self.refs((args, kwargs))
         named_args, named_kwargs = pytree.tree_map(self._to_ref, (tuple(args), dict(kwargs)))
+        if self.stack and reads_values(func, args) and may_change(self.trace, inputs):
+            self.trace.reads.setdefault(self.stack[-1], set()).add(_name(func))
         result = func(*args, **kwargs)
         if func is Tensor.__iter__:
             result = list(result)  # `q, k, v = qkv`: the items are the outputs, not the iterator
@@ -123,31 +137,52 @@ def as_arguments(example_input: ExampleInput) -> tuple[Any, ...]:
 def probe(model: nn.Module, example_input: ExampleInput, *, training: bool = False) -> Trace:
     """Runs a meta copy of `model` once and returns the record; the model itself is not touched.
 
+    A model that needs values runs as a copy on its own weights and the example input, or on seeded random numbers where
+    these have none; then `unseen` says what the record does not show.
+
     Args:
-        model: any module; its weights are not read.
-        example_input: a tensor, or a tuple of positional arguments; only shapes and dtypes of tensors matter.
+        model: any module.
+        example_input: a tensor, or a tuple of positional arguments; for most models only shapes and dtypes matter.
         training: the mode in which the copy runs.
     Raises:
         ModelError: the model cannot run on the example input.
     """
-    duplicate = meta_copy(model).train(training)
-    recorder = Recorder()
-    recorder.name_state(duplicate)
-    args = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), as_arguments(example_input))
-    recorder.trace.inputs = recorder.refs(args)
+    given = as_arguments(example_input)
+    args = pytree.tree_map_only(Tensor, to_meta, given)
     try:
-        with torch.no_grad(), watch_modules(duplicate, recorder), recorder:
-            result = duplicate(*args)
+        return _record(meta_copy(model).train(training), args)
+    except Exception as error:
+        if not needs_values(error):
+            raise ModelError(_cannot_run(model, args, error)) from error
+        reason = _first_line(error)
+    duplicate = with_values(model).train(training)
+    try:
+        trace = _record(duplicate, arguments_with_values(given, like=duplicate))
     except Exception as error:
         raise ModelError(_cannot_run(model, args, error)) from error
+    forget_values_(trace)
+    trace.unseen = unseen(trace, reason)
+    return trace
+
+
+def _record(model: nn.Module, args: tuple[Any, ...]) -> Trace:
+    recorder = Recorder()
+    recorder.name_state(model)
+    recorder.trace.inputs = recorder.refs(args)
+    # What a forward draws on the CPU must not come out of the user's random numbers.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), watch_modules(model, recorder), recorder:
+        result = model(*args)
     recorder.trace.outputs = recorder.refs(result)
     return recorder.trace
 
 
 def _cannot_run(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
     shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"{type(model).__name__} cannot run on the example input {shapes} without data: {reason}. "
-        "Pass an example input that the model takes; its forward must not read values of tensors."
+        f"{type(model).__name__} cannot run on the example input {shapes}: {_first_line(error)}. "
+        "Pass an example input that the model takes."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

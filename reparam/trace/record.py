@@ -6,6 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+#: These read the shape, type and device of their operand, not its values.
+_CONSTANT_MAKERS = {
+    "empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_tensor", "new_zeros", "ones_like",
+    "zeros_like",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Ref:
@@ -62,7 +68,8 @@ class ModuleCall:
 class Trace:
     """Everything one run did; `inputs` must be known before the first operation.
 
-    `tensors` keeps the recorded tensors alive, so that identities stay unique.
+    `tensors` keeps the recorded tensors alive, so that identities stay unique. `memo` is for what readers worked out
+    about the complete record and will ask again.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -73,6 +80,9 @@ class Trace:
     producers: dict[int, Op] = field(default_factory=dict)
     consumers: dict[int, list[Op]] = field(default_factory=dict)
     from_input: set[int] = field(default_factory=set)
+    reads: dict[str, set[str]] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
+    memo: dict[object, Any] = field(default_factory=dict)
 
     def add(self, op: Op) -> None:
         """Appends an operation and indexes it by its operands."""
@@ -81,7 +91,7 @@ class Trace:
             self.producers[ref.number] = op
         for ref in dict.fromkeys(op.inputs):
             self.consumers.setdefault(ref.number, []).append(op)
-        if any(self.depends_on_input(ref) for ref in op.inputs):
+        if op.name not in _CONSTANT_MAKERS and any(self.depends_on_input(ref) for ref in op.inputs):
             self.from_input.update(ref.number for ref in op.outputs)
 
     def producer(self, ref: Ref) -> Op | None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from reparam.errors import OptionError
 from reparam.ops.base import Operator
+from reparam.ops.routing import Router
 from reparam.recipe.settings import TrainSettings
 from reparam.suggest import did_you_mean
 
@@ -25,7 +26,7 @@ def no_decay_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that get no weight decay.
 
     These are parameters of at most one dimension, biases, norms, what the model's own `no_weight_decay()` names, and
-    what each `Operator` lists in `no_decay`.
+    what each `Operator` and `Router` lists in `no_decay`.
     """
     own = _no_weight_decay_of(model)
     names = {name for name, p in model.named_parameters() if p.ndim <= 1 or name.endswith("bias") or name in own}
@@ -33,7 +34,7 @@ def no_decay_names(model: nn.Module) -> frozenset[str]:
         prefix = f"{path}." if path else ""
         if isinstance(module, _NORMS):
             names |= {f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False)}
-        if isinstance(module, Operator):
+        if isinstance(module, Operator | Router):
             names |= {f"{prefix}{name}" for name in module.no_decay}
     return frozenset(names)
 

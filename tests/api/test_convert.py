@@ -118,13 +118,13 @@ def test_a_folder_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = attention_surgery._single_match
+    honest = attention_surgery._chosen
 
-    def swapped(owner: Any, path: str) -> Any:
-        match = honest(owner, path)
+    def swapped(matches: Any, number: int, graph: Any, path: str) -> Any:
+        match = honest(matches, number, graph, path)
         return dataclasses.replace(match, q=match.k, k=match.q)
 
-    monkeypatch.setattr(attention_surgery, "_single_match", swapped)
+    monkeypatch.setattr(attention_surgery, "_chosen", swapped)
 
 
 def test_a_failed_conversion_leaves_the_module_and_the_disc_as_they_were(
@@ -142,12 +142,12 @@ def test_a_failed_conversion_leaves_the_module_and_the_disc_as_they_were(
 
 def test_a_refused_model_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(PlanError):
-        reparam.convert(token_net("bias"), FULL, example_input=images(), out=tmp_path / "run")
+        reparam.convert(token_net("weights read twice"), FULL, example_input=images(), out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_partial_conversion_keeps_what_is_refused_and_converts_the_rest() -> None:
-    model = token_net("bias")
+    model = token_net("weights read twice")
     conversion = reparam.convert(model, recipe([ATTENTION, LINEAR]), example_input=images(), allow_partial=True)
     assert type(conversion.model.attn) is type(model.attn)
     assert type(conversion.model.head).__name__ == "ShiftLinear"

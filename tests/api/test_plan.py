@@ -88,10 +88,10 @@ def test_a_recipe_for_attention_does_not_fit_a_model_without() -> None:
 def test_allow_partial_and_overridden_on_refusal_keep_what_is_refused() -> None:
     strided = vit(patch_size=16, img_size=32)  # 2x2 tokens and a class token: nothing is refused
     assert reparam.plan(strided, FULL, example_input=images(height=32, width=32)).steps
-    masked = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    x = torch.zeros(2, 5, 8)
-    with pytest.raises(PlanError, match="opaque"):
+    masked = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True, add_zero_attn=True))[0]
+    x = (torch.zeros(2, 5, 8),) * 3
+    with pytest.raises(PlanError, match="add_zero_attn"):
         reparam.plan(masked, recipe([ATTENTION]), example_input=x)
     assert reparam.plan(masked, recipe([ATTENTION]), example_input=x, allow_partial=True).steps == ()
     kept = reparam.plan(masked, recipe([ATTENTION]), example_input=x, overrides=["stage.0.rule.0.on_refusal=keep"])
-    assert [skip.site.path for skip in kept.stages[0].skips if skip.cause == "refused"] == ["self_attn"]
+    assert [skip.site.path for skip in kept.stages[0].skips if skip.cause == "refused"] == [""]

@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 
 import reparam
+from reparam.graph.records import Plan, Skip, StagePlan, Step
+from reparam.recipe.schema import Recipe, Rule, Stage
 from tests.cli.conftest import RunCli
-from tests.cli.stand_ins import plan_of
+from tests.cli.stand_ins import plan_of, site
 
 
 @pytest.fixture
@@ -97,3 +99,64 @@ def test_no_color_is_honoured(run_cli: RunCli, asked: dict[str, Any], monkeypatc
     assert green in run_cli("plan", "m", "--recipe", "r").out
     monkeypatch.setenv("NO_COLOR", "1")
     assert green not in run_cli("plan", "m", "--recipe", "r").out
+
+
+def lines_of(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, plan: Plan) -> list[str]:
+    monkeypatch.setitem(vars(reparam), "plan", lambda *_, **__: plan)
+    return [" ".join(line.split()) for line in run_cli("plan", "m", "--recipe", "r").out.splitlines()]
+
+
+def plan_with(stage: StagePlan, **changed: Any) -> Plan:
+    return plan_of().model_copy(update={"stages": (stage,), **changed})
+
+
+def test_the_second_site_of_one_forward_is_told_from_the_first(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = tuple(
+        Step(
+            site=site(f"blocks.{i}", "attention", number=number),
+            operator="binary_linear_attention",
+            options={},
+            rule="stage 0, rule 0",
+        )
+        for i in range(4)
+        for number in range(5)
+    )
+    skip = Skip(site=site("tail", "attention", number=1), cause="no rule", reason="no rule picks it")
+    lines = lines_of(run_cli, monkeypatch, plan_with(StagePlan(name="s", steps=steps, skips=(skip,))))
+    for which in ("", " (2nd attention)", " (3rd attention)", " (4th attention)", " (5th attention)"):
+        assert f"│ │ blocks.0-3{which} 4 -> binary_linear_attention rule 0" in lines
+    assert any("tail (2nd attention) 1 attention no rule picks it" in line for line in lines)
+
+
+def test_idle_sites_and_those_without_gain_are_folded_with_their_cause(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skips = tuple(
+        Skip(site=site(f"{name}.{i}", idle=cause == "idle"), cause=cause, reason=reason, rule="stage 0, rule 0")
+        for name, cause, reason in (("spare", "idle", "it took no part"), ("pool", "no gain", "there is one query"))
+        for i in range(3)
+    )
+    lines = lines_of(run_cli, monkeypatch, plan_with(StagePlan(name="s", steps=(), skips=skips)))
+    assert "│ spare.0-2 3 linear idle: it took no part rule 0" in lines
+    assert "│ pool.0-2 3 linear no gain: there is one query rule 0" in lines
+
+
+@pytest.mark.parametrize(("operator", "is_told"), [("shift_linear", True), ("keep", False)])
+def test_a_plan_that_changes_nothing_says_so_unless_its_recipe_only_keeps(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, operator: str, is_told: bool
+) -> None:
+    recipe = Recipe(name="r", summary="R.", stages=(Stage(name="s", rules=(Rule(operator=operator),)),))
+    lines = lines_of(run_cli, monkeypatch, plan_with(StagePlan(name="s", steps=(), skips=()), recipe=recipe))
+    assert ("├── This recipe changes nothing in this model." in lines) is is_told
+
+
+def test_what_the_run_did_not_show_and_what_nothing_reads_any_more_are_told(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orphans = tuple(f"blocks.{i}.attn.table" for i in range(12))
+    stage = StagePlan(name="s", steps=(), skips=(), orphans=orphans)
+    lines = lines_of(run_cli, monkeypatch, plan_with(stage, unseen=("a branch",)))
+    assert "├── not seen: a branch" in lines
+    assert "│ └── leaves 12 parameters unread, and frozen: blocks.0-11.attn.table" in lines

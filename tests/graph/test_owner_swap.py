@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.graph.attention_surgery import install_core, installed, open_core
+from reparam.graph.attention_surgery import install_core, open_core, remove_core, running
 from reparam.graph.call_pattern import VARIES, join_call, split_call
 from reparam.graph.find import find_sites
 from reparam.graph.finders.base import Scene
 from reparam.ops.base import Operator
-from reparam.ops.dense import DenseAttention
 from reparam.trace.probe import probe
 from tests.pico import ATTENTION, Attention, binary_attention, convert, images, recipe, token_net, vit
 
@@ -43,8 +42,8 @@ def with_exact_core(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     assert site.attention is not None
     owner = model.get_submodule(site.path)
     before = model(x)
-    opened = open_core(owner, trace.calls_of(site.path), site.path)
-    with installed(owner, DenseAttention(site.attention).eval(), opened):
+    opened = open_core(owner, trace.calls_of(site.path), site.path, {0: site.attention})
+    with running(owner, opened.exact):
         return before, model(x)
 
 
@@ -104,15 +103,18 @@ def test_methods_that_call_forward_by_super_and_new_attributes_still_work() -> N
 def test_installing_and_removing_a_core_leaves_no_trace() -> None:
     model = token_net("fused")
     trace = probe(model, images())
-    opened = open_core(model.attn, trace.calls_of("attn"), "attn")
+    (site,) = [s for s in find_sites(Scene(model, trace)) if s.kind == "attention"]
+    assert site.attention is not None
+    opened = open_core(model.attn, trace.calls_of("attn"), "attn", {0: site.attention})
     before, cls = vars(model.attn).keys(), type(model.attn)
-    with installed(model.attn, nn.Identity(), opened):
-        assert model.attn.core is not None
-        assert type(model.attn) is not cls
+    install_core(model.attn, {0: nn.Identity()}, opened)
+    assert model.attn.core is not None
+    assert type(model.attn) is not cls
+    remove_core(model.attn, opened, cls)
     assert type(model.attn) is cls
     assert vars(model.attn).keys() == before
     assert not hasattr(model.attn, "core")
-    install_core(model.attn, nn.Identity(), opened)
+    install_core(model.attn, {0: nn.Identity()}, opened)
     assert [name for name, _ in model.attn.named_children()][-1] == "core"
 
 

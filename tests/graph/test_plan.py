@@ -102,8 +102,8 @@ def test_an_optional_rule_that_matches_nothing_is_listed_and_no_fault() -> None:
 
 
 def refusing() -> tuple[nn.Module, list[dict[str, Any]]]:
-    """A biased attention, and a layer that shares its weight; both rules are refused."""
-    model = token_net("bias")
+    """An attention whose weights are read, and a layer that shares its own; both rules are refused."""
+    model = token_net("weights read twice")
     model.head.weight = nn.Parameter(torch.randn(3, 8))
     model.attn.twin = nn.Linear(8, 3, bias=False)
     model.attn.twin.weight = model.head.weight
@@ -115,7 +115,7 @@ def test_refused_sites_are_faults_named_all_at_once_with_the_way_out() -> None:
     with pytest.raises(PlanError) as caught:
         plan_for(model, recipe(rules))
     first, second, hint = str(caught.value).splitlines()
-    assert first.startswith('recipe "toy", stage 0, rule 0: "attn" (tests.pico.Attention) is refused: between')
+    assert first.startswith('recipe "toy", stage 0, rule 0: "attn" (tests.pico.Attention) is refused: its attention')
     assert second == (
         'recipe "toy", stage 0, rule 1: "head" (torch.nn.modules.linear.Linear) is refused: its weight is shared with '
         '"attn.twin", which would stay dense'
@@ -140,12 +140,25 @@ def test_allow_partial_does_not_excuse_a_rule_that_matches_nothing() -> None:
         plan_for(cnn(), recipe([ATTENTION]), allow_partial=True)
 
 
-class Branches(Attention):
-    """A forward that torch.fx cannot trace."""
+class ReadsShape(Attention):
+    """Sizes decide Python's way through the forward."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = [super(Branches, self).forward(x) for _ in range(int(x.shape[1]) // 16)]
-        return rows[0]
+        rows = [super(ReadsShape, self).forward(x) for _ in range(int(x.shape[1]) // 16)]
+        return rows[0] if x.shape[2] == 8 else x
+
+
+def test_a_forward_that_branches_on_sizes_converts_and_guards_them() -> None:
+    model = token_net(ReadsShape("matmul"))
+    convert(model, recipe([ATTENTION]))
+    assert model(images(3)).shape == (3, 3)
+    with pytest.raises(RuntimeError, match=r"converted for a branch or size in which a value was 16, and now it is 32"):
+        model(images(width=32))
+
+
+class MakesConstant(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.tensor([0.5]))
 
 
 class SwitchesGradient(Attention):
@@ -164,7 +177,7 @@ class SwitchesAutocast(Attention):
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (Branches, "cannot be traced"),
+        (MakesConstant, "makes a constant tensor; register it as a buffer"),
         (SwitchesGradient, "it switches gradients on or off inside its forward"),
         (SwitchesAutocast, "it switches autocast inside its forward"),
     ],
@@ -272,9 +285,11 @@ def test_the_classifier_of_a_model_that_is_one_layer_cannot_be_swapped() -> None
         plan_for(nn.Linear(4, 4), recipe([LINEAR]), torch.zeros(2, 4))
 
 
-def test_attention_without_a_grid_is_refused_with_the_convolution_and_taken_without() -> None:
+def test_attention_without_a_grid_is_taken_without_the_convolution_and_the_plan_says_so() -> None:
     model = token_net(Attention(tokens=18), suffix=2)
-    with pytest.raises(PlanError, match=r"no token grid for the convolution \(2 tokens follow the 4x4 image tokens\)"):
-        plan_for(model, recipe([ATTENTION]))
+    (step,) = plan_for(model, recipe([ATTENTION])).steps
+    assert step.remark == "no convolution: 2 tokens follow the 4x4 image tokens"
+    with pytest.raises(PlanError, match=r"no place for the convolution \(2 tokens follow the 4x4 image tokens\)"):
+        plan_for(model, recipe([{**ATTENTION, "options": {"conv_missing": "refuse"}}]))
     plan = plan_for(model, recipe([{**ATTENTION, "options": {"conv_kernel": 0}}]))
     assert site_of(plan, "attn").attention.grid is None

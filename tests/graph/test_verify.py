@@ -11,16 +11,30 @@ from torch import Tensor, nn
 from reparam.errors import RewriteError
 from reparam.graph import attention_surgery
 from reparam.graph import rewrite as rewriting
-from reparam.graph.attention_match import AttentionMatch
-from reparam.graph.attention_surgery import installed, open_core
+from reparam.graph.attention_match import AttentionMatch, Operand
+from reparam.graph.attention_surgery import OpenedCore, install_core, open_core, remove_core, running
 from reparam.graph.find import find_sites
 from reparam.graph.finders.base import Scene
 from reparam.graph.rewrite import rewrite
 from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.dense import DenseAttention
 from reparam.ops.shift import ShiftLinear
+from reparam.ops.site import AttentionForm
 from reparam.trace.probe import probe
-from tests.pico import ATTENTION, FULL, KEEP_HEAD, LINEAR, SPELLINGS, images, plan_for, recipe, token_net, vit
+from tests.pico import (
+    ATTENTION,
+    DROPPED,
+    FULL,
+    KEEP_HEAD,
+    LINEAR,
+    SPELLINGS,
+    Attention,
+    images,
+    plan_for,
+    recipe,
+    token_net,
+    vit,
+)
 
 Sabotage = Callable[[AttentionMatch], AttentionMatch]
 
@@ -33,19 +47,21 @@ def take_q_for_v(match: AttentionMatch) -> AttentionMatch:
     return dataclasses.replace(match, v=match.q)
 
 
-def flip_transpose(match: AttentionMatch) -> AttentionMatch:
-    return dataclasses.replace(match, k_is_transposed=not match.k_is_transposed)
+def swap_heads_and_tokens(match: AttentionMatch) -> AttentionMatch:
+    """Of square layouts nothing but the numbers would tell."""
+    swapped = Operand(match.k.ref, (0, 2, 1, 3))
+    return dataclasses.replace(match, k=swapped)
 
 
 def sabotage(monkeypatch: pytest.MonkeyPatch, how: Sabotage, *, only: str = "") -> None:
     """Makes the surgery on paths that end with `only` go wrong."""
-    honest = attention_surgery._single_match
+    honest = attention_surgery._chosen
 
-    def match(owner: Any, path: str) -> AttentionMatch:
-        found = honest(owner, path)
+    def match(matches: Any, number: int, graph: Any, path: str) -> AttentionMatch:
+        found = honest(matches, number, graph, path)
         return how(found) if path.endswith(only) else found
 
-    monkeypatch.setattr(attention_surgery, "_single_match", match)
+    monkeypatch.setattr(attention_surgery, "_chosen", match)
 
 
 def snapshot(model: nn.Module) -> tuple[Any, ...]:
@@ -53,8 +69,8 @@ def snapshot(model: nn.Module) -> tuple[Any, ...]:
     return modules, [(name, id(p)) for name, p in model.named_parameters()], list(model.state_dict())
 
 
-@pytest.mark.parametrize("spelling", ["scale after", "permuted keys", "fused"])
-@pytest.mark.parametrize("how", [swap_q_and_k, take_q_for_v, flip_transpose])
+@pytest.mark.parametrize("spelling", ["scale after", "permuted keys", "einsum with heads last", "bias"])
+@pytest.mark.parametrize("how", [swap_q_and_k, take_q_for_v, swap_heads_and_tokens])
 def test_a_wrong_surgery_is_caught_and_the_model_left_as_it_was(
     monkeypatch: pytest.MonkeyPatch, spelling: str, how: Sabotage
 ) -> None:
@@ -78,41 +94,75 @@ def test_a_fault_in_a_later_owner_takes_the_earlier_steps_back(monkeypatch: pyte
     assert snapshot(model) == before
 
 
-def test_a_surgery_that_loses_the_core_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = token_net("fused")
+def test_a_core_that_the_output_does_not_depend_on_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Attention):
+        """Generated classes are kept for each class, and this one must not be met again."""
+
+    model = token_net(Own())
     plan = plan_for(model, recipe([ATTENTION]))
-    monkeypatch.setattr(attention_surgery, "swap_forward", lambda owner, sources: None)
+    monkeypatch.setattr("reparam.graph.exact.perturbed", lambda out: out)
     with pytest.raises(RewriteError, match="its output does not depend on the core that was put in"):
+        rewrite(model, plan, images())
+
+
+def test_weights_that_hide_a_fault_do_not_hide_it_from_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = token_net("scale after")
+    nn.init.zeros_(model.attn.proj.weight)
+    plan = plan_for(model, recipe([ATTENTION]))
+    sabotage(monkeypatch, swap_q_and_k)
+    with pytest.raises(RewriteError, match="with an exact core"):
         rewrite(model, plan, images())
 
 
 def test_without_verification_a_wrong_surgery_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above would prove nothing if something else caught the sabotage."""
-    model = token_net("fused")
+    model = token_net("scale after")
     plan = plan_for(model, recipe([ATTENTION]))
     sabotage(monkeypatch, swap_q_and_k)
     rewrite(model, plan, images(), verify=False)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_an_exact_core_gives_the_originals_bits_in_both_modes(spelling: str, training: bool) -> None:
-    model = token_net(spelling)
+def open_attn(model: nn.Module) -> tuple[list[AttentionForm], OpenedCore]:
     trace = probe(model, images())
-    (site,) = [s for s in find_sites(Scene(model, trace)) if s.kind == "attention"]
-    assert site.attention is not None
-    opened = open_core(model.attn, trace.calls_of("attn"), "attn")
-    assert opened.dropout == (0.3 if "dropout" in spelling else 0.0)
-    exact = DenseAttention(site.attention.model_copy(update={"dropout": opened.dropout})).train(training)
+    sites = [s for s in find_sites(Scene(model, trace)) if s.kind == "attention"]
+    forms = {site.number: site.attention for site in sites if site.attention}
+    return list(forms.values()), open_core(model.attn, trace.calls_of("attn"), "attn", forms)
+
+
+@pytest.mark.parametrize("spelling", [*SPELLINGS, *DROPPED, "two cores", "cascade"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_exact_products_give_the_originals_bits_in_both_modes(spelling: str, training: bool) -> None:
+    model = token_net(spelling)
+    _, opened = open_attn(model)
     model.train(training)
     torch.manual_seed(2)
     expected = [model(images(batch)) for batch in (2, 3)]
-    with installed(model.attn, exact, opened):
+    with running(model.attn, opened.exact):
         torch.manual_seed(2)
         got = [model(images(batch)) for batch in (2, 3)]
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     torch.manual_seed(2)
     assert torch.equal(model(images()), expected[0])
+
+
+@pytest.mark.parametrize("spelling", sorted(set(SPELLINGS) - {"learned scale", "cosine"}))
+def test_plain_softmax_attention_in_the_cores_place_gives_the_originals_output(spelling: str) -> None:
+    """An oracle of its own: the operands in the promised layout, whatever layout the model keeps them in."""
+    model = token_net(spelling)
+    (form,), opened = open_attn(model)
+    expected, cls = model(images(3)), type(model.attn)
+    install_core(model.attn, {0: DenseAttention(form).eval()}, opened)
+    torch.testing.assert_close(model(images(3)), expected)
+    remove_core(model.attn, opened, cls)
+    assert torch.equal(model(images(3)), expected)
+
+
+def test_two_cores_are_told_apart() -> None:
+    model = token_net("two cores")
+    forms, opened = open_attn(model)
+    expected = model(images())
+    install_core(model.attn, {n: DenseAttention(form).eval() for n, form in enumerate(forms)}, opened)
+    torch.testing.assert_close(model(images()), expected)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +213,7 @@ def test_a_core_whose_parameters_get_no_gradient_is_caught(monkeypatch: pytest.M
 def test_softmax_that_is_left_where_the_plan_converts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = vit()
     plan = plan_for(model, recipe([ATTENTION]))
-    monkeypatch.setattr(rewriting, "_put_core", lambda *_, **__: None)
+    monkeypatch.setattr(rewriting, "_put_cores", lambda *_, **__: None)
     with pytest.raises(RewriteError, match=r"softmax attention is left in blocks\.0\.attn, blocks\.1\.attn"):
         rewrite(model, plan, images())
 

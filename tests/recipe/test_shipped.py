@@ -52,9 +52,17 @@ def test_a_shipped_recipe_says_why_it_keeps_and_what_it_trains(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_what_a_generic_vit_may_lack_is_optional(name: str) -> None:
+def test_what_a_recipe_is_about_is_not_optional_unless_it_is_linear_layers(name: str) -> None:
+    """Attention must be there for ShiftAddViT; a convolutional network may have no linear layer but its classifier."""
     rules = [rule for stage in load_recipe(name).stages for rule in stage.rules]
-    assert all(rule.operator == "keep" for rule in rules if rule.optional)
+    required = {rule.operator for rule in rules if not rule.optional}
+    assert required == (set() if name.startswith(("deepshift", "none")) else {"binary_linear_attention"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_deepshift_keeps_what_its_operator_refuses_without_being_asked(name: str) -> None:
+    lenient = {rule.operator for stage in load_recipe(name).stages for rule in stage.rules if rule.on_refusal == "keep"}
+    assert lenient == ({"shift_linear"} if name.startswith("deepshift") else set())
 
 
 def changes(before: Any, after: Any, path: str = "") -> list[str]:

@@ -93,17 +93,8 @@ def test_probing_leaves_hooks_modes_and_attributes_of_the_model_as_they_were() -
 
 
 def test_a_model_that_cannot_run_is_named_with_its_input_and_the_reason() -> None:
-    with pytest.raises(ModelError, match=r"Linear cannot run on the example input \(2, 5\) without data: .*\b5\b"):
+    with pytest.raises(ModelError, match=r"Linear cannot run on the example input \(2, 5\): .*\b5\b"):
         probe(nn.Linear(4, 4), torch.zeros(2, 5))
-
-
-def test_a_model_that_reads_values_is_told_so() -> None:
-    class Reads(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * 2 if x.sum() > 0 else x
-
-    with pytest.raises(ModelError, match="its forward must not read values of tensors"):
-        probe(Reads(), torch.zeros(2, 5))
 
 
 def test_several_and_nested_arguments_are_passed_on() -> None:

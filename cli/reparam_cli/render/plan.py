@@ -1,7 +1,7 @@
 """A plan as a tree: stages, what changes, what stays and why, and the totals before and after."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-import reparam
 from reparam_cli.render.fold import fold_paths
+from reparam_cli.render.options import non_default
 from reparam_cli.render.screen import amount, change, columns
 from reparam_cli.words import counted, written
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _RULE = re.compile(r"stage \d+, (rule \d+)")
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|\b)")
+KEEP = "keep"
+_ORDINALS = {1: "2nd", 2: "3rd"}
+#: Causes that the reason alone does not tell.
+_NAMED_CAUSES = ("keep", "refused", "no gain", "idle")
 _VERBS = {"mul": "multiplications", "add": "additions", "shift": "shifts"}
 
 
@@ -26,6 +30,10 @@ def plan_view(plan: "Plan", *, model: str) -> RenderableType:
     """Returns the tree of a plan; `model` is the name that the user gave."""
     shape = " x ".join(str(size) for size in plan.input_shape[1:])
     tree = Tree(Text.assemble((model, "bold"), f" with recipe {plan.recipe.name}, input {shape}"), guide_style="dim")
+    if not plan.steps and any(rule.operator != KEEP for stage in plan.recipe.stages for rule in stage.rules):
+        tree.add(Text("This recipe changes nothing in this model.", style="bold yellow"))
+    for note in plan.unseen:
+        tree.add(Text(f"not seen: {note}", style="yellow"))
     for number, stage in enumerate(plan.stages):
         branch = tree.add(Text.assemble(f"stage {number}: ", (stage.name, "bold")))
         if stage.steps:
@@ -35,6 +43,11 @@ def plan_view(plan: "Plan", *, model: str) -> RenderableType:
             branch.add(Text("changes nothing", style="yellow"))
         if stage.skips:
             branch.add(Group(Text(f"keeps {counted(len(stage.skips), 'site')}"), _skips_view(stage.skips)))
+        if stage.orphans:
+            names = ", ".join(line.text for line in fold_paths(stage.orphans))
+            branch.add(
+                Text(f"leaves {counted(len(stage.orphans), 'parameter')} unread, and frozen: {names}", style="dim")
+            )
         for rule in stage.unused_rules:
             branch.add(Text(f"{_short_rule(rule)} matched nothing (it is optional)", style="yellow"))
     tree.add(_totals_view(plan))
@@ -44,32 +57,43 @@ def plan_view(plan: "Plan", *, model: str) -> RenderableType:
 def _steps_view(steps: Sequence[Any]) -> Table:
     groups: dict[tuple[str, ...], list[str]] = {}
     for step in steps:
-        options = written(_non_default(step.operator, step.options))
-        key = (step.operator, options, step.remark or "", _short_rule(step.rule))
+        options = written(non_default(step.operator, step.options))
+        key = (step.operator, options, step.remark or "", _short_rule(step.rule), _which(step.site))
         groups.setdefault(key, []).append(step.site.path)
     table = _site_table()
-    for (operator, options, remark, rule), paths in groups.items():
+    for (operator, options, remark, rule, which), paths in groups.items():
         outcome = Text.assemble("-> ", (operator, "green"), f" {options}" if options else "")
         outcome.append(f" ({remark})" if remark else "", style="dim")
-        for line in fold_paths(paths):
-            table.add_row(line.text or "(the model)", str(line.count), outcome, rule)
+        for text, count in _lines(paths, which):
+            table.add_row(text, str(count), outcome, rule)
     return table
 
 
 def _skips_view(skips: Sequence[Any]) -> Table:
     groups: dict[tuple[str, ...], list[Any]] = {}
     for skip in skips:
-        key = (skip.site.kind, skip.cause, _INDEX.sub("N", skip.reason), _short_rule(skip.rule or ""))
+        reason = _INDEX.sub("N", skip.reason)
+        key = (skip.site.kind, skip.cause, reason, _short_rule(skip.rule or ""), _which(skip.site))
         groups.setdefault(key, []).append(skip)
     table = _site_table()
-    for (kind, cause, common, rule), group in groups.items():
+    for (kind, cause, common, rule, which), group in groups.items():
         reasons = {skip.reason for skip in group}
         reason = reasons.pop() if len(reasons) == 1 else common
-        text = f"{cause}: {reason}" if cause in ("keep", "refused") else reason
+        text = f"{cause}: {reason}" if cause in _NAMED_CAUSES else reason
         outcome = Text(text, style="yellow" if cause == "refused" else "dim")
-        for line in fold_paths(skip.site.path for skip in group):
-            table.add_row(line.text or "(the model)", f"{line.count} {kind}", outcome, rule)
+        for line, count in _lines([skip.site.path for skip in group], which):
+            table.add_row(line, f"{count} {kind}", outcome, rule)
     return table
+
+
+def _which(site: Any) -> str:
+    """Tells the second site of one kind in one forward from the first: "(2nd attention)"."""
+    return f" ({_ORDINALS.get(site.number, f'{site.number + 1}th')} {site.kind})" if site.number else ""
+
+
+def _lines(paths: Sequence[str], which: str) -> Iterator[tuple[str, int]]:
+    for line in fold_paths(paths):
+        yield f"{line.text or '(the model)'}{which}", line.count
 
 
 def _site_table() -> Table:
@@ -107,24 +131,3 @@ def _total(operations: Mapping[str, int], verb: str) -> int:
 def _short_rule(rule: str) -> str:
     found = _RULE.fullmatch(rule)
     return found[1] if found else rule
-
-
-def _non_default(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options that differ from the operator's defaults; all of them where it has none to compare with."""
-    try:
-        defaults = reparam.OPERATORS.get(operator).Options().model_dump(mode="json")
-    except (reparam.errors.ReparamError, ValueError):
-        defaults = {}
-    return _difference(options, defaults)
-
-
-def _difference(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, value in options.items():
-        default = defaults.get(key)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            if inner := _difference(value, default):
-                kept[key] = inner
-        elif key not in defaults or (list(value) if isinstance(value, tuple) else value) != default:
-            kept[key] = value
-    return kept

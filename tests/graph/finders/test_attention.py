@@ -13,7 +13,9 @@ from reparam.ops.site import AttentionForm, Site, TokenGrid
 from reparam.trace.probe import probe
 from tests.pico import (
     ATTENTION,
+    DROPPED,
     FOREIGN,
+    LINEAR_ALREADY,
     REFUSED,
     SPELLINGS,
     Attention,
@@ -39,35 +41,62 @@ def test_every_spelling_of_softmax_attention_is_found_in_its_owner(spelling: str
     assert (site.path, site.type, site.refusal) == ("attn", "tests.pico.Attention", None)
     form = site.attention
     assert form is not None
-    assert (form.heads, form.head_dim, form.value_dim, form.query_tokens, form.key_tokens) == (2, 4, 4, 16, 16)
-    assert form.grid == GRID
-    assert form.is_fused == spelling.startswith("fused")
+    tokens = 8 if spelling == "windows" else 16
+    assert (form.heads, form.head_dim, form.value_dim, form.query_tokens, form.key_tokens) == (2, 4, 4, tokens, tokens)
+    assert form.grid == (None if spelling == "windows" else GRID)
+    assert form.key_heads == (1 if spelling in {"one key head", "grouped queries"} else None)
+    assert form.is_fused == (spelling.startswith("fused") or spelling == "grouped queries")
+    assert form.dropped == ()
 
 
 @pytest.mark.parametrize(
-    ("spelling", "scale", "divides"),
+    ("spelling", "scale"),
     [
-        ("scale after", 0.5, False),
-        ("scale in front", 0.5, False),
-        ("divided", 2.0, True),
-        ("scale before", 1.0, False),  # the scale is part of q
-        ("softmax module", 1.0, False),
-        ("fused", 0.5, False),
-        ("fused with scale", 0.3, False),
+        ("scale after", 0.5),
+        ("scale in front", 0.5),
+        ("divided", 0.5),
+        ("baddbmm", 0.5),
+        ("scale before", 1.0),  # the scale is part of q
+        ("softmax module", 1.0),
+        ("fused", 0.5),
+        ("fused with scale", 0.3),
+        ("learned scale", None),
     ],
 )
-def test_the_scale_is_read_as_written(spelling: str, scale: float, divides: bool) -> None:
+def test_the_scale_is_read_as_written(spelling: str, scale: float | None) -> None:
     (site,) = attention_sites(token_net(spelling))
     assert site.attention is not None
-    assert (site.attention.scale, site.attention.scale_divides) == (pytest.approx(scale), divides)
+    assert site.attention.scale == (None if scale is None else pytest.approx(scale))
+
+
+@pytest.mark.parametrize("spelling", DROPPED)
+def test_what_a_core_would_lose_is_named(spelling: str) -> None:
+    (site,) = attention_sites(token_net(spelling))
+    assert (site.path, site.refusal) == ("attn", None)
+    assert site.attention is not None
+    assert site.attention.dropped == DROPPED[spelling][1]
+    assert site.attention.query_tokens == 16
 
 
 @pytest.mark.parametrize("spelling", REFUSED)
-def test_what_an_operator_cannot_express_is_refused_by_name(spelling: str) -> None:
-    (site,) = attention_sites(token_net(spelling))
+def test_what_no_operator_can_take_is_refused_by_name(spelling: str) -> None:
+    site = attention_sites(token_net(spelling))[0]
     assert site.path == "attn"
     assert REFUSED[spelling][1] in (site.refusal or "")
     assert site.attention is None
+
+
+@pytest.mark.parametrize("spelling", LINEAR_ALREADY)
+def test_what_is_linear_in_the_tokens_already_would_gain_nothing(spelling: str) -> None:
+    (site,) = attention_sites(token_net(spelling))
+    assert LINEAR_ALREADY[spelling][1] in (site.no_gain or "")
+    assert (site.refusal, site.attention) == (None, None)
+
+
+@pytest.mark.parametrize("spelling", ["two cores", "cascade"])
+def test_several_cores_in_one_forward_are_sites_of_their_own(spelling: str) -> None:
+    sites = attention_sites(token_net(spelling))
+    assert [(site.path, site.number, site.refusal) for site in sites] == [("attn", 0, None), ("attn", 1, None)]
 
 
 @pytest.mark.parametrize("spelling", FOREIGN)
@@ -139,28 +168,6 @@ def test_attention_in_the_models_own_forward_belongs_to_the_model_and_converts()
     assert not torch.equal(model(images()), before)
 
 
-class Multihead(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mha(x, x, x, need_weights=False)[0]
-
-
-def test_torchs_multihead_attention_is_refused_and_neither_overlooked_nor_broken() -> None:
-    (site,) = attention_sites(token_net(Multihead()))
-    assert site.path == "attn.mha"
-    assert "torch.nn.MultiheadAttention runs as one opaque operation" in (site.refusal or "")
-
-
-def test_torchs_encoder_layer_is_seen_through_its_fast_path() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    (site,) = attention_sites(token_net(layer))
-    assert site.path == "attn.self_attn"
-    assert "opaque" in (site.refusal or "")
-
-
 class Returns(Attention):
     """Gives its attention weights back too, as some libraries do for inspection."""
 
@@ -179,10 +186,22 @@ class TakesFirst(nn.Module):
         return self.inner(x)[0]
 
 
-def test_attention_that_returns_its_weights_is_refused_even_when_nobody_reads_them() -> None:
+def test_attention_that_returns_its_weights_is_taken_when_nobody_reads_them() -> None:
     (site,) = attention_sites(token_net(TakesFirst(Returns())))
-    assert site.path == "attn.inner"
-    assert site.refusal == "its forward returns the attention weights, which would no longer exist"
+    assert (site.path, site.refusal) == ("attn.inner", None)
+
+
+def test_attention_weights_that_the_model_returns_are_refused() -> None:
+    class ReturnsBoth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(3, 8, 4, stride=4), Returns()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.inner(self.stem(x).flatten(2).transpose(1, 2))
+
+    (site,) = attention_sites(ReturnsBoth())
+    assert site.refusal == "the model returns its attention weights, which would no longer exist"
 
 
 class Twice(nn.Module):
@@ -200,9 +219,11 @@ def test_an_attention_that_is_called_twice_is_one_site_with_two_calls() -> None:
     assert (site.path, site.calls, site.refusal) == ("attn.inner", 2, None)
 
 
-def test_an_attention_that_is_called_with_two_shapes_is_refused() -> None:
+def test_an_attention_that_is_called_with_two_numbers_of_tokens_has_no_grid() -> None:
     (site,) = attention_sites(token_net(Twice(Attention(), halved=True)))
-    assert site.refusal == "it is called with different shapes, and one core cannot have two"
+    assert site.refusal is None
+    assert site.attention is not None
+    assert site.attention.grid_missing_because == "it is called with different token grids"
 
 
 class MaskedSecond(nn.Module):
@@ -225,9 +246,10 @@ class Optional(Attention):
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-def test_an_attention_whose_second_call_has_a_mask_is_refused() -> None:
+def test_a_mask_in_the_second_call_alone_is_seen() -> None:
     (site,) = attention_sites(token_net(MaskedSecond()))
-    assert "stands 'add'" in (site.refusal or "")
+    assert site.attention is not None
+    assert site.attention.dropped == ("mask",)
 
 
 class Cross(nn.Module):
