@@ -21,8 +21,7 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
         CheckpointError: the target is a folder, or the file system refuses.
     """
     target = Path(target).resolve()
-    if target.is_dir():
-        raise CheckpointError(f"{target}: wanted a file to write, got a folder. Choose another name.")
+    _refuse_folder(target)
     draft = _draft_beside(target)
     try:
         yield draft
@@ -32,6 +31,16 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
             _sync(target.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_file(target: str | Path) -> None:
+    """Raises CheckpointError when no file can be written at `target`; makes its folder."""
+    target = Path(target).resolve()
+    _refuse_folder(target)
+    draft = _draft_beside(target)
+    with _file_system_errors(target):
+        draft.touch()
+        draft.unlink()
 
 
 def write_text(target: str | Path, text: str) -> None:
@@ -81,6 +90,11 @@ def refuse_foreign(target: str | Path) -> None:
             f"{target}: the folder is not empty and its config.json, if any, was not written by reparam, so it is "
             "not replaced. Choose another folder or empty this one."
         )
+
+
+def _refuse_folder(target: Path) -> None:
+    if target.is_dir():
+        raise CheckpointError(f"{target}: wanted a file to write, got a folder. Choose another name.")
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -95,6 +95,12 @@ def _shifted_window_mask(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Ten
     return scores.view(-1, *q.shape[1:3], k.shape[2]).softmax(-1) @ v
 
 
+def _mask_made_in_the_forward(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    region = q.new_zeros(q.shape[-2])
+    region[4:] = 1.0
+    return (q @ k.mT - 100.0 * (region[:, None] - region[None, :]).abs()).softmax(-1) @ v
+
+
 def _gated_with_positions(m: "Attention", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     gate = m.head_scale.sigmoid()
     return ((1 - gate) * (q @ k.mT).softmax(-1) + gate * m.bias.softmax(-1)) @ v
@@ -121,11 +127,12 @@ DROPPED: dict[str, tuple[Spelling, tuple[str, ...]]] = {
     "fused bias": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=m.bias), ("bias",)),
     "mask": (lambda m, q, k, v: (q @ k.mT).masked_fill(m.mask > 1, -9.0).softmax(-1) @ v, ("mask",)),
     "added mask": (_shifted_window_mask, ("mask",)),
+    "made mask": (_mask_made_in_the_forward, ("mask",)),
     "query bias": (lambda m, q, k, v: (q @ k.mT + q @ m.bias[:4]).softmax(-1) @ v, ("query_bias",)),
     "talking heads": (lambda m, q, k, v: m.mix((q @ k.mT).softmax(-1)) @ v, ("talking_heads",)),
     "linear over heads": (_mixes_heads_by_linear, ("talking_heads",)),
     "soft cap": (lambda m, q, k, v: ((q @ k.mT) / 5).tanh().mul(5).softmax(-1) @ v, ("score_function",)),
-    "mixture": (_gated_with_positions, ("mixture", "score_function")),
+    "mixture": (_gated_with_positions, ("mixture",)),
     "causal": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), ("causal",)),
     "triangle": (
         lambda m, q, k, v: (q @ k.mT).masked_fill(torch.ones_like(m.mask).triu(1) > 0, -9.0).softmax(-1) @ v,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reparam.atomic import atomic_file, atomic_folder, refuse_foreign, write_text
+from reparam.atomic import atomic_file, atomic_folder, check_file, refuse_foreign, write_text
 from reparam.errors import CheckpointError
 
 CHECKPOINT = '{"reparam": {}}'
@@ -28,6 +28,22 @@ def test_a_file_is_written_and_its_folder_made(tmp_path):
     write_text(tmp_path / "new" / "summary.csv", "epoch,loss\n")
     assert (tmp_path / "new" / "summary.csv").read_text() == "epoch,loss\n"
     assert names(tmp_path / "new") == ["summary.csv"]
+
+
+def test_a_file_that_can_be_written_is_left_as_it_was_by_the_check(tmp_path):
+    check_file(tmp_path / "new" / "page.md")
+    assert names(tmp_path / "new") == []
+    (tmp_path / "old.md").write_text("old")
+    check_file(tmp_path / "old.md")
+    assert (tmp_path / "old.md").read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_told_by_the_check(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        check_file(tmp_path / "file" / "page.md")
+    with pytest.raises(CheckpointError, match="got a folder"):
+        check_file(tmp_path)
 
 
 def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path):

@@ -96,9 +96,12 @@ def parse_count(text: str) -> int:
     """Reads `700M`, `1.5G`, `20k` or plain digits."""
     number, factor = (text[:-1], _SUFFIXES[text[-1]]) if text[-1:] in _SUFFIXES else (text, 1.0)
     try:
-        return int(float(number) * factor)
-    except ValueError:
-        raise typer.BadParameter(f'wanted a count such as 700M, got "{text}"', param_hint="--max-params") from None
+        count = int(float(number) * factor)
+    except (ValueError, OverflowError):
+        count = -1
+    if count < 0:
+        raise typer.BadParameter(f'wanted a count such as 20k, 700M or 1.5G, got "{text}"', param_hint="--max-params")
+    return count
 
 
 def _show(made: "Coverage") -> None:

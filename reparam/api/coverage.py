@@ -19,6 +19,7 @@ from reparam.survey.pool import Bounds, start_server
 from reparam.survey.records import Coverage, Depth, Examination, Outline
 from reparam.survey.run import Progress, outlines, run_tasks, silent
 from reparam.survey.select import relaxed, select
+from reparam.survey.targets import check_targets
 
 _GIGABYTE = 10**9
 
@@ -63,17 +64,18 @@ def coverage(
     Raises:
         ModelError: a pattern that picks nothing.
         RecipeError: the recipe cannot be found or has faults.
-        CheckpointError: a journal of another recipe or depth, or a file that cannot be read or written.
+        CheckpointError: a journal of another recipe or depth, or a file that cannot be read or written, or is not ours.
     """
     start_server()
     wanted = relaxed(check_recipe(recipe))
     target = Path(json_file) if json_file is not None else Path("runs") / f"coverage-{wanted.name}-{depth}.json"
+    check_targets(target, out)
     others = [_read(Path(path)) for path in joined]
+    chosen = dict.fromkeys(select(pattern), 1)  # before the journal, which a misspelt name should not cost
     journal = Journal(target.with_suffix(".jsonl"), Examination, fresh=fresh)
     known = _known(journal, recipe=wanted.name, depth=depth, retry=retry)
     bounds = Bounds(seconds=timeout, memory=int(memory_gb * _GIGABYTE))
     versions = current_versions(__version__)
-    chosen = dict.fromkeys(select(pattern), 1)
     total = len(chosen)
     if representatives:
         outlined = Journal(target.with_name(f"outlines-timm-{versions.timm}.jsonl"), Outline, fresh=False)

@@ -53,6 +53,7 @@ def plan(
         img_size=img_size,
         in_chans=in_chans,
         model_kwargs=model_kwargs,
+        only_look=True,
     )
     return make_plan(
         subject.model,

@@ -12,7 +12,7 @@ from reparam.checkpoint.record import CONFIG_NAME
 from reparam.cost.count import count_operations, per_image
 from reparam.errors import ModelError
 from reparam.graph.records import Totals
-from reparam.models.build import build_spec
+from reparam.models.build import build_model, build_spec
 from reparam.models.empty import build_empty
 from reparam.models.known import spec_of
 from reparam.models.spec import ModelSpec
@@ -40,8 +40,12 @@ def resolve_subject(
     img_size: int | None = None,
     in_chans: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    only_look: bool = False,
 ) -> Subject:
     """Builds a named model without weights, or takes the user's module as it is.
+
+    With `only_look`, buffers of timm's models have no values either: some models compute theirs from their weights, and
+    would be built in full for them. Weights cannot be loaded into such a model.
 
     Raises:
         ModelError: unknown model, arguments it does not take, or no way to know its input.
@@ -49,8 +53,10 @@ def resolve_subject(
     options = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "model_kwargs": model_kwargs}
     if isinstance(model, str):
         spec = build_spec(model, **options)  # type: ignore[arg-type]
-        return Subject(model=build_empty(spec), spec=spec, example_input=_example(spec, example_input, model))
-    given = [name for name, value in options.items() if value is not None]
+        is_shape_enough = only_look and spec.source != "file"
+        built = build_model(spec, device="meta") if is_shape_enough else build_empty(spec)
+        return Subject(model=built, spec=spec, example_input=_example(spec, example_input, model))
+    given = [name for name, value in options.items() if value not in (None, {})]
     if given:
         raise ModelError(f"{', '.join(given)} shape a model that is built by name; this {type(model).__name__} exists")
     spec = spec_of(model)

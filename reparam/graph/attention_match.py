@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from reparam.graph.axes import TRANSPOSES, permutation
 from reparam.graph.layout import Axes, permuted_shape
-from reparam.graph.score_chain import DIVISIONS, Chain, bias_kind, chain_to_scores, chain_to_values, map_axes
+from reparam.graph.score_chain import Chain, chain_to_scores, chain_to_values, map_axes
+from reparam.graph.score_losses import bias_kind, find_losses, score_scale
 from reparam.ops.site import Dropped
 from reparam.trace.products import Product
 from reparam.trace.record import Op, Ref, Trace
@@ -20,7 +21,6 @@ from reparam.trace.record import Op, Ref, Trace
 FUSED = "scaled_dot_product_attention"
 ANCHORS = {FUSED, "softmax"}
 _WIDTH = "width of the values"
-_SCALAR_FACTORS = {"imul", "mul", "multiply", "rmul"} | DIVISIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +119,14 @@ def _oriented(
     label_of = {
         label: scores.out_axes[axis] for label, axis in zip(weight_labels, mapped, strict=True) if axis is not None
     }
-    if label_of.get(values.summed[0]) != key_label:
+    if values.inner is None or label_of.get(values.inner) != key_label:
         return None  # its weights are summed along another axis than they were normalised along
     oriented = _name_sides(scores, key_label)
     if oriented is None:
         return "it attends across the batch"
     (q_ref, q_labels), (k_ref, k_labels), query_label = oriented
     leading = [label for label in scores.out_axes if label not in (key_label, query_label)]
-    width = scores.summed[0]
+    width = scores.inner or ""
     v_own = [label for label in v_labels if label not in label_of]
     if len(v_own) != 1:
         return f"its values {v_ref.shape} have {len(v_own)} axes of their own; wanted one, their width"
@@ -156,9 +156,9 @@ def _oriented(
         values=values,
         score_order=tuple(rows.index(label) for label in scores.out_axes),
         weights=_operand(weights_ref, [label_of[label] for label in weight_labels], rows),
-        scale=_scale(before),
+        scale=score_scale(before),
         dropout=_dropout(after),
-        dropped=tuple(sorted({*before.dropped, *after.dropped})),
+        dropped=find_losses(trace, before, softmax, after),
     )
 
 
@@ -171,7 +171,8 @@ def _name_sides(
     if len(owners) != 1:
         return None
     k, q = (left, right) if owners[0] is left else (right, left)
-    own = [label for label in q[1] if label in scores.out_axes and label not in k[1]]
+    # Keys without heads leave two: the heads and the tokens of the queries, which the scores have beside the keys.
+    own = [label for label in scores.out_axes if label in q[1] and label not in k[1]]
     return (q, k, own[-1]) if own else None
 
 
@@ -195,18 +196,6 @@ def _is_part_of_node(trace: Trace, op: Op) -> bool:
     """Whether the operation ran inside a larger one (einops, a child), so that its operand has no node of its own."""
     beside = trace.ops[max(op.index - 1, 0) : op.index + 2]
     return op.tag is not None and any(other is not op and other.tag is op.tag for other in beside)
-
-
-def _scale(before: Chain) -> float | None:
-    """The product of the scalar factors on the scores; None when a tensor scales them."""
-    scale = before.product.alpha
-    for op in before.ops:
-        if op.name in _SCALAR_FACTORS:
-            numbers = [a for a in (*op.args, *op.kwargs.values()) if isinstance(a, int | float)]
-            if len(numbers) != 1:
-                return None
-            scale = scale / numbers[0] if op.name in DIVISIONS else scale * numbers[0]
-    return float(scale)
 
 
 def _dropout(after: Chain) -> float:

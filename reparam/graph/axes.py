@@ -10,7 +10,7 @@ from reparam.trace.record import Op, Ref
 RESHAPES = {"reshape", "view", "flatten", "unflatten", "unsafe_view", "squeeze", "unsqueeze", "reshape_as", "view_as"}
 TRANSPOSES = {"transpose", "swapaxes", "swapdims", "t", "mT", "T"}
 _REMOVES_AXIS = {"unbind", "select"}
-_SLICES = {"chunk", "split", "tensor_split", "narrow"}
+SLICES = {"chunk", "split", "tensor_split", "narrow"}
 _LAST_AXIS_ONLY = {"linear", "layer_norm", "rms_norm"}
 
 
@@ -66,7 +66,7 @@ def _iter_sources(op: Op, axis: Axis) -> Iterator[Axis]:
     elif op.name in _REMOVES_AXIS:
         removed = int(op.argument(1, "dim", 0)) % len(op.inputs[0].shape)
         yield Axis(op.inputs[0], axis.dim + (removed <= axis.dim), axis.prefix)
-    elif op.name in _SLICES:
+    elif op.name in SLICES:
         yield from _aligned(op.inputs[0], axis)
     elif op.name == "getitem":
         yield from _indexed_source(op, axis)
@@ -94,6 +94,14 @@ def _aligned(operand: Ref, axis: Axis) -> Iterator[Axis]:
     dim = axis.dim - len(axis.ref.shape) + len(operand.shape)
     if dim >= 0 and operand.shape[dim] == axis.size:
         yield Axis(operand, dim, axis.prefix)
+
+
+def takes_slices(op: Op) -> bool:
+    """Whether an operation takes a stretch of an axis and leaves all axes where they are."""
+    if op.name != "getitem":
+        return op.name in SLICES
+    index = op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
+    return all(part is Ellipsis or isinstance(part, slice) for part in index)
 
 
 def permutation(op: Op) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from reparam.graph.axes import RESHAPES, Axis, axis_sources
+from reparam.graph.axes import RESHAPES, Axis, axis_sources, takes_slices
 from reparam.trace.record import Op, Ref, Trace
 
 OriginKind = Literal["batch", "channels", "tokens", "unknown"]
@@ -24,6 +24,18 @@ class Origin:
 
     kind: OriginKind
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An axis that another was made from, and how many of its places went into it."""
+
+    axis: Axis
+    size: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.size == self.axis.size
 
 
 def axis_origins(trace: Trace, ref: Ref, dim: int) -> tuple[Origin, ...]:
@@ -48,12 +60,16 @@ def _origins(trace: Trace, axis: Axis) -> tuple[Origin, ...]:
             return (Origin(born, axis.size),)
         assert op is not None
         parts = _parts(trace, op, axis)
-        if len(parts) != 1:
-            return tuple(origin for part in parts for origin in axis_origins(trace, part.ref, part.dim))
-        if parts[0].size != axis.size:  # a piece of a longer axis, whose origins cannot be told apart any more
-            kinds = {origin.kind for origin in axis_origins(trace, parts[0].ref, parts[0].dim)}
-            return (Origin(kinds.pop() if len(kinds) == 1 else "unknown", axis.size),)
-        axis = parts[0]
+        if len(parts) != 1 or not parts[0].is_whole:
+            return tuple(origin for part in parts for origin in _origins_of_part(trace, part))
+        axis = parts[0].axis
+
+
+def _origins_of_part(trace: Trace, part: _Part) -> tuple[Origin, ...]:
+    """Of a piece of an axis with several origins, it cannot be told any more which they are."""
+    whole = axis_origins(trace, part.axis.ref, part.axis.dim)
+    kinds = {origin.kind for origin in whole}
+    return whole if part.is_whole else (Origin(kinds.pop() if len(kinds) == 1 else "unknown", part.size),)
 
 
 def _birth(trace: Trace, op: Op | None, axis: Axis) -> OriginKind | None:
@@ -69,18 +85,20 @@ def _birth(trace: Trace, op: Op | None, axis: Axis) -> OriginKind | None:
     return None if _parts(trace, op, axis) else "unknown"
 
 
-def _parts(trace: Trace, op: Op, axis: Axis) -> list[Axis]:
-    """The axes that an axis was made from, outermost first."""
+def _parts(trace: Trace, op: Op, axis: Axis) -> list[_Part]:
+    """What an axis was made from, outermost first."""
     if op.name in RESHAPES:
         return _reshaped(op, axis)
     if op.name in _CONVOLUTIONS:
-        return [Axis(op.inputs[0], 0, 0)]
+        return [_Part(Axis(op.inputs[0], 0, 0), axis.size)]
     # Class tokens come from parameters, and are few; what they stand beside tells more.
     sources = sorted(axis_sources(op, axis), key=lambda s: (trace.depends_on_input(s.ref), s.size), reverse=True)
-    return [source for source in sources if source.size == axis.size or op.name == "cat"][:1]
+    found = [source for source in sources if source.size == axis.size or op.name == "cat"][:1]
+    found = found if found or not takes_slices(op) else [Axis(op.inputs[0], axis.dim, 0)]
+    return [_Part(source, axis.size) for source in found]
 
 
-def _reshaped(op: Op, axis: Axis) -> list[Axis]:
+def _reshaped(op: Op, axis: Axis) -> list[_Part]:
     """Source axes that share elements with an axis of the result; those of size 1 hold nothing."""
     source, target = op.inputs[0].shape, op.output.shape
     inner = math.prod(target[axis.dim + 1 :])
@@ -88,6 +106,11 @@ def _reshaped(op: Op, axis: Axis) -> list[Axis]:
     found = []
     for dim, size in enumerate(source):
         begin = math.prod(source[dim + 1 :])
-        if size > 1 and max(begin, inner) < min(begin * size, outer):
-            found.append(Axis(op.inputs[0], dim, 0))
-    return found if found or axis.size > 1 else [Axis(op.inputs[0], min(axis.dim, len(source) - 1), 0)]
+        shared = min(begin * size, outer) // max(begin, inner)
+        if size > 1 and shared > 1:
+            found.append(_Part(Axis(op.inputs[0], dim, 0), shared))
+    if not found and axis.size == 1:
+        return [_Part(Axis(op.inputs[0], min(axis.dim, len(source) - 1), 0), 1)]
+    # A batch of one image in front of the heads holds nothing either, but makes room for more of them.
+    in_front = range(found[0].axis.dim if found and axis.dim == 0 else 0)
+    return [*(_Part(Axis(op.inputs[0], dim, 0), 1) for dim in in_front), *found]

@@ -18,7 +18,7 @@ from reparam.ops.base import OPERATORS, Operator
 from reparam.ops.site import Site
 from reparam.recipe.schema import OPERATOR_KEEP, Kind
 
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.|\b)")
+_INDEX = re.compile(r"(?<=[._])\d+(?=\.|\b)")
 
 
 def explain_path(scene: Scene, plan: Plan, asked: str, *, stages_done: int = 0) -> Explanation:

@@ -19,17 +19,26 @@ def find_modules(model: nn.Module, plan: Plan, asked: str) -> list[str]:
     A parameter or buffer stands for the module that holds it, a further name of a shared module for its first.
 
     Raises:
-        ModelError: there are none; the message names close ones.
+        ModelError: there are none, and the message names close ones; or the expression of a pattern cannot be read.
     """
     known = _names(model, plan)
     if asked in known:
         return [known[asked]]
     if _PATTERN.match(asked):
+        _check_expression(asked)
         modules = [path for name, path in known.items() if name == path and path_matches(asked, path)]
         found = modules or [path for name, path in known.items() if path_matches(asked, name)]
         if found:
             return list(dict.fromkeys(found))
     raise ModelError(_not_found(model, asked, known))
+
+
+def _check_expression(asked: str) -> None:
+    if asked.startswith("re:"):
+        try:
+            re.compile(asked.removeprefix("re:"))
+        except re.error as error:
+            raise ModelError(f'"{asked}" is no regular expression: {error}') from None
 
 
 def _names(model: nn.Module, plan: Plan) -> dict[str, str]:

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from reparam.trace.record import ModuleCall
 
+#: What every module has; the hooks among it are looked at apart.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -18,7 +20,7 @@ def likeness(owner: nn.Module, calls: Sequence[ModuleCall]) -> Hashable:
 
 
 def _traits(module: nn.Module) -> Hashable:
-    own = {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
+    own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
     attributes = tuple((key, _trait(value)) for key, value in sorted(own.items()))
     tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     state = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors)

@@ -108,6 +108,8 @@ def _make_entry(
 def _trace_entry(
     duplicate: nn.Module, entry: Callable[..., Any], opened: frozenset[str], inputs: tuple[Any, ...]
 ) -> fx.Graph:
+    if "forward" in vars(duplicate):
+        raise ValueError("its forward was replaced on the object, which hides that of its class")
     # A graph has no context managers, so a forward that opens one would silently lose it.
     for module in (duplicate, *(duplicate.get_submodule(path) for path in opened)):
         code = getattr(type(module).forward, "__code__", None)

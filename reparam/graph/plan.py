@@ -3,7 +3,7 @@
 Nothing is changed and no weight is read. A later stage is planned on a meta copy, as the stage before leaves the model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -16,7 +16,8 @@ from reparam.graph.fingerprint import fingerprint
 from reparam.graph.inline import is_inline, layers_of
 from reparam.graph.mlp_surgery import open_mlps
 from reparam.graph.openings import Openings
-from reparam.graph.records import Plan, Skip, StagePlan, Step, Totals
+from reparam.graph.plan_faults import raise_faults, refused_in, unused_in
+from reparam.graph.records import IDLE, UNREAD, Plan, Skip, StagePlan, Step, Totals
 from reparam.graph.rewrite import apply_stage, is_swapped
 from reparam.graph.selector import picks
 from reparam.ops.base import OPERATORS, Operator, OperatorOptions, parse_options
@@ -61,19 +62,21 @@ def make_plan(
     made: list[StagePlan] = []
     refused: list[str] = []
     unused: list[str] = []
+    unread: set[str] = set()
     for number, stage in enumerate(recipe.stages[:stages]):
         opened: dict[str, OpenedCore] = {}
-        decided = _plan_stage(scene, stage.rules, number, stage.name, opened)
+        decided = _told_unread(_plan_stage(scene, stage.rules, number, stage.name, opened), unread)
         made.append(decided)
-        unused += _unused(decided)
-        refused += [] if allow_partial else _refused(decided, number, stage.rules)
+        unused += unused_in(decided, stage.rules)
+        refused += [] if allow_partial else refused_in(decided, stage.rules)
         apply_stage(planned, decided, scene.trace, opened=opened)
-        after = Scene(planned, probe(planned, example_input))
+        after = Scene(planned, probe(planned, example_input, original=model))
         made[-1] = decided.model_copy(update={"orphans": _orphans(scene, after)})
+        unread.update(made[-1].orphans)
         scene = after
     if not allow_partial and _is_idle(recipe, made):
         unused.append("none of its rules matches a site of the model, so it would change nothing")
-    _raise_faults(recipe, unused, refused)
+    raise_faults(recipe, made[0], unused=unused, refused=refused)
     return Plan(
         recipe=recipe,
         fingerprint=fingerprint(model),
@@ -107,7 +110,7 @@ def _plan_stage(
         decision = _decide(scene, site, rules[position], label(number, position), openings)
         (steps if isinstance(decision, Step) else skips).append(decision)  # type: ignore[arg-type]
     opened |= openings.together(steps)
-    unused = tuple(label(number, i) for i, rule in enumerate(rules) if i not in used and not rule.optional)
+    unused = tuple(label(number, i) for i in range(len(rules)) if i not in used)
     return StagePlan(name=name, steps=tuple(steps), skips=tuple(skips), unused_rules=unused)
 
 
@@ -134,7 +137,7 @@ def _decide(scene: Scene, site: Site, rule: Rule, where: str, openings: Openings
     if rule.operator == OPERATOR_KEEP:
         return Skip(site=site, cause="keep", reason=rule.reason or "the recipe keeps it", rule=where)
     if site.idle:
-        return Skip(site=site, cause="idle", reason="it took no part in the run on the example input", rule=where)
+        return Skip(site=site, cause="idle", reason=IDLE, rule=where)
     cls = OPERATORS.get(rule.operator)
     options = parse_options(cls, rule.options, where=where)
     reason = site.refusal or (None if site.no_gain else _refuse(scene, cls, site, options, openings))
@@ -183,6 +186,16 @@ def _refuse_move(scene: Scene, site: Site) -> str | None:
     return None
 
 
+def _told_unread(stage: StagePlan, unread: Collection[str]) -> StagePlan:
+    """The stage, its idle layers told apart: those of `unread` parameters ran until an earlier stage converted."""
+    owners = {name.rpartition(".")[0] for name in unread}
+    skips = (
+        skip.model_copy(update={"reason": UNREAD}) if skip.cause == "idle" and skip.site.path in owners else skip
+        for skip in stage.skips
+    )
+    return stage.model_copy(update={"skips": tuple(skips)})
+
+
 def _orphans(before: Scene, after: Scene) -> tuple[str, ...]:
     """Parameters that the run read before a stage, and that are left unread after it."""
     unread = _names_read(before.trace) - _names_read(after.trace)
@@ -193,36 +206,11 @@ def _names_read(trace: Trace) -> set[str]:
     return {ref.name for op in trace.ops for ref in op.inputs if ref.name}
 
 
-def _unused(stage: StagePlan) -> list[str]:
-    return [
-        f"{where} matches no site of the model; mark it optional = true or mend its match"
-        for where in stage.unused_rules
-    ]
-
-
 def _is_idle(recipe: Recipe, stages: Sequence[StagePlan]) -> bool:
     """Whether a recipe that wants to convert something found nothing that it could even keep."""
     wants = any(rule.operator != OPERATOR_KEEP for stage in recipe.stages[: len(stages)] for rule in stage.rules)
     used = [step.rule for stage in stages for step in stage.steps] + [s.rule for stage in stages for s in stage.skips]
     return wants and not any(used)
-
-
-def _refused(stage: StagePlan, number: int, rules: Sequence[Rule]) -> list[str]:
-    accepted = {label(number, i) for i, rule in enumerate(rules) if rule.on_refusal == "keep"}
-    return [
-        f'{skip.rule}: "{skip.site.path}" ({skip.site.type}) is refused: {skip.reason}'
-        for skip in stage.skips
-        if skip.cause == "refused" and skip.rule not in accepted
-    ]
-
-
-def _raise_faults(recipe: Recipe, unused: list[str], refused: list[str]) -> None:
-    if unused or refused:
-        lines = [f'recipe "{recipe.name}", {fault}' for fault in (*unused, *refused)]
-        raise PlanError("\n".join([*lines, *([_PARTIAL_HINT] if refused else [])]))
-
-
-_PARTIAL_HINT = 'To keep refused sites as they are, pass --allow-partial or set on_refusal = "keep" in the rule.'
 
 
 def _first_shape(example_input: ExampleInput) -> tuple[int, ...]:

@@ -8,6 +8,9 @@ from reparam.ops.site import Site
 from reparam.recipe.schema import Frozen, Recipe
 
 PLAN_FORMAT = 1
+#: Why a layer is idle.
+IDLE = "it took no part in the run on the example input"
+UNREAD = "nothing reads it since an earlier stage"
 
 
 class Step(Frozen):
@@ -36,7 +39,8 @@ class StagePlan(Frozen):
     """The steps and skips of one stage; its sites are those of the model as the stage before left it.
 
     `orphans` are parameters that nothing reads any more after the stage, such as tables of a dropped position bias.
-    They stay in the state dict and are frozen, for distributed training waits for every gradient.
+    They stay in the state dict and are frozen, for distributed training waits for every gradient. `unused_rules`
+    matched nothing; in a plan that was returned they are optional.
     """
 
     name: str

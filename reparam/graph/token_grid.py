@@ -7,7 +7,7 @@ operation by its shape semantics, counts tokens that were concatenated in front,
 import math
 from dataclasses import dataclass
 
-from reparam.graph.axes import RESHAPES, Axis, axis_sources, merged_dims
+from reparam.graph.axes import RESHAPES, Axis, axis_sources, merged_dims, takes_slices
 from reparam.ops.site import TokenGrid
 from reparam.trace.record import Op, Ref, Trace
 
@@ -76,7 +76,7 @@ def _find_merge(trace: Trace, start: Axis) -> _Merge | str:
 
 
 def _image_axis(trace: Trace, start: Axis) -> int | None:
-    """Which axis of an image an axis is, whole or cut into windows: that of the spatial operation or input behind it."""
+    """Which axis of an image an axis is, whole or cut into windows: that of the convolution or input behind it."""
     key = (_image_axis, start.ref.number, start.dim)
     if key not in trace.memo:
         trace.memo[key] = _find_image_axis(trace, start)
@@ -104,8 +104,9 @@ def _find_image_axis(trace: Trace, start: Axis) -> int | None:
             if len(parts) == 1 and None not in parts:
                 return parts.pop()  # windows put together again
             continue
-        padded = [Axis(op.inputs[0], axis.dim, 0)] if op.name == "pad" else []
-        queue.extend(padded or axis_sources(op, axis) or _unsplit(trace, op, axis))
+        # Padding and strided slices (Swin's patch merging) change how long the axis is, not which one it is.
+        same = [Axis(op.inputs[0], axis.dim, 0)] if op.name == "pad" or takes_slices(op) else []
+        queue.extend(same or axis_sources(op, axis) or _unsplit(trace, op, axis))
     return None
 
 

@@ -36,7 +36,7 @@ class ValueProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", builtins.getattr, (self, name), {})
 
     def __len__(self) -> int:
-        return int(self.shape[0]) if isinstance(self.value, Tensor) else len(self.value)
+        return self.tracer.length(self)
 
     def __int__(self) -> int:
         return int(self.tracer.decided(self))
@@ -49,6 +49,16 @@ class ValueProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         return self.tracer.iter(self)
+
+    def __hash__(self) -> int:
+        # A set or a dict asks before it compares: `x.shape[0] in {1, 2}`.
+        return object.__hash__(self) if isinstance(self.value, Tensor) else hash(self.tracer.decided(self))
+
+    def __str__(self) -> str:
+        return super().__str__() if isinstance(self.value, Tensor) else str(self.tracer.decided(self))
+
+    def __format__(self, spec: str) -> str:
+        return super().__format__(spec) if isinstance(self.value, Tensor) else format(self.tracer.decided(self), spec)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -141,7 +151,11 @@ class ValueTracer(fx.Tracer):
 
     def iter(self, obj: Any) -> Iterator[Any]:
         """Answers `for x in proxy` and `a, b = proxy`."""
-        return iter([obj[number] for number in range(len(obj.node.meta[_VALUE]))])
+        return iter([obj[number] for number in range(self.length(obj))])
+
+    def length(self, obj: fx.Proxy) -> int:
+        """Answers `len(proxy)`."""
+        return int(self.decided(self.create_proxy("call_function", len, (obj,), {})))
 
     def keys(self, obj: fx.Proxy) -> Any:
         """Answers `**proxy`."""

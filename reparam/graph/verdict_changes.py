@@ -9,13 +9,12 @@ from typing import Any
 from reparam.errors import OptionError
 from reparam.graph.explanation import Change
 from reparam.graph.plan_index import records_of
-from reparam.graph.records import Plan, Skip, Step
+from reparam.graph.records import IDLE, UNREAD, Plan, Skip, Step
 from reparam.graph.selector import picks
 from reparam.ops.base import OPERATORS, parse_options
 from reparam.ops.site import Site
 from reparam.recipe.schema import OPERATOR_KEEP, Recipe, Rule
 
-_IDLE = "it took no part in the run on the example input"
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -44,9 +43,11 @@ def changes_of_step(step: Step, spot: Spot) -> Iterator[Change]:
 
 def changes_of_skip(skip: Skip, spot: Spot, *, around: Sequence[Step]) -> Iterator[Change]:
     """How to convert a site that stays, or to accept that it does; `around` are the steps that convert an owner."""
-    hindrance = skip.site.refusal or skip.site.no_gain or (_IDLE if skip.site.idle else None)
+    hindrance = skip.site.refusal or skip.site.no_gain or (IDLE if skip.site.idle else None)
     if skip.cause == "refused":
         yield from _changes_of_refusal(skip, spot)
+    elif skip.cause == "idle" and skip.reason == UNREAD:
+        yield Change(text="nothing to change: what read it is converted")
     elif skip.cause == "idle":
         yield Change(text="nothing to change: it costs nothing. If it runs on other inputs, pass one as example_input")
     elif skip.cause == "no gain":

@@ -40,13 +40,21 @@ def _timm_spec(model: nn.Module) -> ModelSpec | None:
     cfg = {key: value for key, value in attributes["pretrained_cfg"].items() if key != "state_dict"}
     kwargs = attributes.get("_model_args", {}) | get_model_args(model)  # the public call leaves out drop rates
     data = resolve_input_data_config(model)
-    input_size = tuple(data.pop("input_size"))
+    input_size = _size_built_for(model, tuple(data.pop("input_size")), kwargs)
     try:
         return ModelSpec(
             source="timm", name=cfg["architecture"], kwargs=kwargs, input_size=input_size, data=data, pretrained_cfg=cfg
         )
     except ValueError:  # an argument that JSON cannot hold, such as a layer class
         return None
+
+
+def _size_built_for(model: nn.Module, of_weights: tuple[int, int, int], kwargs: dict[str, Any]) -> tuple[int, int, int]:
+    """The input size that was asked for when the model was built: timm forgets it where the model takes every size."""
+    noted = stamped(model)
+    if noted is None or noted.input_size is None or "img_size" in kwargs:
+        return of_weights
+    return noted.input_size if noted.input_size[0] == of_weights[0] else of_weights
 
 
 def _builds_alike(spec: ModelSpec, model: nn.Module) -> bool:

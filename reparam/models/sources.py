@@ -1,5 +1,7 @@
 """How a model is written on the command line: a timm name, `hf-hub:`, `local-dir:`, or `file.py:factory`."""
 
+from pathlib import Path
+
 from reparam.errors import ModelError
 from reparam.models.spec import Source
 
@@ -22,8 +24,9 @@ def split_source(model: str) -> tuple[Source, str]:
     if model.endswith(".py"):
         raise ModelError(f'model "{model}": wanted the function that makes it as well. Write "{model}:FUNCTION".')
     if any(mark in model for mark in "/\\:"):
+        missing = "" if Path(model).exists() else "; there is no such file or folder"
         raise ModelError(
-            f'model "{model}": wanted a timm name, got what looks like a path or a hub id. '
+            f'model "{model}": wanted a timm name, got what looks like a path or a hub id{missing}. '
             f'Write "local-dir:{model}", "hf-hub:{model}" or "FILE.py:FUNCTION".'
         )
     return "timm", _named(model, model)

@@ -41,7 +41,7 @@ _IN_WORDS: dict[Dropped, str] = {
     "causal": "a causal mask",
     "input_mask": "a mask that comes from the input",
     "mask": "a constant mask",
-    "mixture": "a mixture with other weights",
+    "mixture": "scores or weights that are mixed along the tokens, with others, or gated",
     "query_bias": "a bias that depends on the queries",
     "score_function": "a function of the scores",
     "talking_heads": "layers across its heads",
@@ -228,6 +228,8 @@ class BinaryLinearAttention(Operator):
             if kind not in options.drop:
                 remedy = "" if kind == "causal" else f'; add "{kind}" to drop'
                 return f"it has {_IN_WORDS[kind]}, which binary linear attention cannot express{remedy}"
+        if form.scale is not None and form.scale <= 0:
+            return f"its scores are multiplied by {form.scale:g}, so that the least similar tokens weigh most"
         if form.query_tokens != form.key_tokens and (options.normaliser == "l2" or options.constant_term == "own"):
             return (
                 f"{form.query_tokens} queries attend to {form.key_tokens} keys, so a query has no value of its own for "

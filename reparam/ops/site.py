@@ -6,7 +6,8 @@ from reparam.recipe.schema import Enclosure, Frozen, Kind
 
 #: What an attention does to its scores or weights that a core of q, k and v alone cannot: a bias that depends on the
 #: positions (or on the queries too), a constant mask, a mask or bias made from the model's input, a triangular mask,
-#: layers across the heads, a function of the scores such as tanh, weights mixed with those of another softmax.
+#: layers across the heads, a function of the scores such as tanh, weights that are gated, or mixed along the tokens or
+#: with those of another softmax.
 Dropped = Literal["bias", "query_bias", "mask", "input_mask", "causal", "talking_heads", "score_function", "mixture"]
 
 

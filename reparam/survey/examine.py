@@ -16,7 +16,6 @@ from torch import nn
 from reparam.copying import meta_copy
 from reparam.graph.records import Plan
 from reparam.models.build import build_model, build_spec
-from reparam.models.empty import build_empty
 from reparam.models.spec import ModelSpec
 from reparam.models.state import on_meta
 from reparam.recipe.schema import Recipe
@@ -113,7 +112,7 @@ class _Examiner:
         self._note(model_class=type(outline).__name__, parameters=parameters, input_size=spec.input_size)
         if is_full and parameters <= self._task.max_params:
             return spec, build_lively(spec).eval()
-        return spec, build_empty(spec)
+        return spec, outline
 
     def _leave_out(self, reason: str) -> None:
         self._note(checks=tuple(Check(name=name, outcome="not applicable", detail=reason) for name in CHECKS))

@@ -13,9 +13,9 @@ from reparam.survey.totals import (
     reason_counts,
 )
 
-_HEAD = """# Coverage
-
-Written by `reparam coverage`; do not edit. How to make it again and how to read it: [checking.md](checking.md).
+#: What every page begins with.
+TITLE = "# Coverage\n\nWritten by `reparam coverage`;"
+_HEAD = f"""{TITLE} do not edit. How to make it again and how to read it: [checking.md](checking.md).
 """
 _SLOWEST = 5
 _ROUND_TRIP = "exact round trip"

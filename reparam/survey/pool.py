@@ -176,14 +176,23 @@ def _end(r: _Running[T]) -> None:
 def _child(task: T, work: Work[T], pipe: Connection, memory: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of Ctrl-C and ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _share_no_lock()
     _bound_memory(memory)
     sys.stdout = sys.stderr  # results go through the pipe alone
     warnings.simplefilter("ignore")  # what timm says of its own models is not what is examined here
     try:
         work(task, lambda text: pipe.send(("text", text)))
     except Exception as error:  # whatever it is, it is this task's ending and nobody else's
+        _lift_memory_bound()  # telling takes memory too
         pipe.send(("fault", describe(error)))
     pipe.close()
+
+
+def _share_no_lock() -> None:
+    """Gives tqdm, which torch.fx counts with, a lock of this process: one between processes outlives a killed child."""
+    from tqdm import tqdm  # type: ignore[import-untyped]  # huggingface_hub brings it
+
+    tqdm.set_lock(threading.RLock())
 
 
 def _end_with_parent() -> None:
@@ -197,4 +206,13 @@ def _bound_memory(memory: int) -> None:
     with contextlib.suppress(ImportError):
         import resource  # Unix only
 
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (max(1, memory), hard))  # Linux takes 0 for no bound
+
+
+def _lift_memory_bound() -> None:
+    with contextlib.suppress(ImportError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))

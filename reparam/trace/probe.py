@@ -43,6 +43,15 @@ class Recorder(TorchFunctionMode):
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             self._new_ref(tensor, name)
 
+    def know_values(self, module: nn.Module, original: nn.Module) -> None:
+        """Notes what the buffers and tensor attributes of `module` contain in the model that it is a copy of."""
+        originals = dict(original.named_modules())
+        for path, part in module.named_modules():
+            for name, tensor in _plain_tensors(part).items():
+                value = _plain_tensors(originals[path]).get(name) if path in originals else None
+                if value is not None and not value.is_meta:
+                    self.trace.known[self.ref(tensor).number] = value
+
     def ref(self, tensor: Tensor) -> Ref:
         """The record's name for a tensor, made on first sight."""
         return self._refs.get(id(tensor)) or self._new_ref(tensor)
@@ -85,6 +94,12 @@ class Recorder(TorchFunctionMode):
     def _fresh(self, tensor: Tensor) -> Ref:
         known = self._refs.get(id(tensor))
         return known if known is not None and known.name is not None else self._new_ref(tensor)
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own tensors that are no parameters."""
+    own = {**module._buffers, **vars(module)}
+    return {name: value for name, value in own.items() if isinstance(value, Tensor)}
 
 
 def _name(function: Any) -> str:
@@ -134,7 +149,9 @@ def as_arguments(example_input: ExampleInput) -> tuple[Any, ...]:
     return example_input if isinstance(example_input, tuple) else (example_input,)
 
 
-def probe(model: nn.Module, example_input: ExampleInput, *, training: bool = False) -> Trace:
+def probe(
+    model: nn.Module, example_input: ExampleInput, *, training: bool = False, original: nn.Module | None = None
+) -> Trace:
     """Runs a meta copy of `model` once and returns the record; the model itself is not touched.
 
     A model that needs values runs as a copy on its own weights and the example input, or on seeded random numbers where
@@ -144,20 +161,21 @@ def probe(model: nn.Module, example_input: ExampleInput, *, training: bool = Fal
         model: any module.
         example_input: a tensor, or a tuple of positional arguments; for most models only shapes and dtypes matter.
         training: the mode in which the copy runs.
+        original: the model that `model` is a copy of without values, for what its buffers contain; `model` by default.
     Raises:
         ModelError: the model cannot run on the example input.
     """
     given = as_arguments(example_input)
     args = pytree.tree_map_only(Tensor, to_meta, given)
     try:
-        return _record(meta_copy(model).train(training), args)
+        return _record(meta_copy(model).train(training), args, original or model)
     except Exception as error:
         if not needs_values(error):
             raise ModelError(_cannot_run(model, args, error)) from error
         reason = _first_line(error)
     duplicate = with_values(model).train(training)
     try:
-        trace = _record(duplicate, arguments_with_values(given, like=duplicate))
+        trace = _record(duplicate, arguments_with_values(given, like=duplicate), original or model)
     except Exception as error:
         raise ModelError(_cannot_run(model, args, error)) from error
     forget_values_(trace)
@@ -165,9 +183,10 @@ def probe(model: nn.Module, example_input: ExampleInput, *, training: bool = Fal
     return trace
 
 
-def _record(model: nn.Module, args: tuple[Any, ...]) -> Trace:
+def _record(model: nn.Module, args: tuple[Any, ...], original: nn.Module) -> Trace:
     recorder = Recorder()
     recorder.name_state(model)
+    recorder.know_values(model, original)
     recorder.trace.inputs = recorder.refs(args)
     # What a forward draws on the CPU must not come out of the user's random numbers.
     with torch.no_grad(), torch.random.fork_rng(devices=[]), watch_modules(model, recorder), recorder:

@@ -30,9 +30,11 @@ class Product:
     alpha: float = 1.0
 
     @property
-    def summed(self) -> tuple[str, ...]:
-        """The labels that are summed over."""
-        return tuple(a for a in self.left_axes if a in self.right_axes and a not in self.out_axes)
+    def inner(self) -> str | None:
+        """The label that both operands have and that alone is summed over; None when there are more, or none."""
+        summed = [a for a in dict.fromkeys((*self.left_axes, *self.right_axes)) if a not in self.out_axes]
+        is_single = len(summed) == 1 and summed[0] in self.left_axes and summed[0] in self.right_axes
+        return summed[0] if is_single else None
 
 
 def read_product(op: Op) -> Product | None:
@@ -84,14 +86,23 @@ def _einsum(op: Op) -> Product | None:
     left, right = _two(*operands)
     sides = equation.replace(" ", "").partition("->")
     terms = sides[0].split(",")
-    if left is None or right is None or len(terms) != 2 or not sides[1]:
+    if left is None or right is None or len(terms) != 2:
         return None
+    target = sides[2] if sides[1] else _implied(terms)
     rest = max(len(ref.shape) - len(term.replace("...", "")) for ref, term in zip((left, right), terms, strict=True))
     axes = [_letters(term, len(ref.shape)) for ref, term in zip((left, right), terms, strict=True)]
-    out = _letters(sides[2], len(sides[2].replace("...", "")) + (rest if "..." in sides[2] else 0))
+    out = _letters(target, len(target.replace("...", "")) + (rest if "..." in target else 0))
     if any(len(set(labels)) != len(labels) for labels in axes):
         return None  # a diagonal
     return Product(op=op, left=left, right=right, left_axes=axes[0], right_axes=axes[1], out_axes=out)
+
+
+def _implied(terms: list[str]) -> str:
+    """The result of an equation without an arrow: the ellipsis, then the letters that stand once, sorted."""
+    letters = "".join(terms).replace("...", "")
+    return ("..." if any("..." in term for term in terms) else "") + "".join(
+        sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+    )
 
 
 def _letters(term: str, rank: int) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ class ModuleCall:
 class Trace:
     """Everything one run did; `inputs` must be known before the first operation.
 
-    `tensors` keeps the recorded tensors alive, so that identities stay unique. `memo` is for what readers worked out
+    `tensors` keeps the recorded tensors alive, so that identities stay unique. `known` holds by number what the model's
+    own buffers and tensor attributes contain, where the run itself had no values. `memo` is for what readers worked out
     about the complete record and will ask again.
     """
 
@@ -77,6 +78,7 @@ class Trace:
     inputs: tuple[Ref, ...] = ()
     outputs: tuple[Ref, ...] = ()
     tensors: list[Tensor] = field(default_factory=list)
+    known: dict[int, Tensor] = field(default_factory=dict)
     producers: dict[int, Op] = field(default_factory=dict)
     consumers: dict[int, list[Op]] = field(default_factory=dict)
     from_input: set[int] = field(default_factory=set)
@@ -115,7 +117,7 @@ class Trace:
             if op is not None and op.index not in seen:
                 seen.add(op.index)
                 yield op
-                queue.extend(op.inputs)
+                queue.extend(() if op.name in _CONSTANT_MAKERS else op.inputs)
 
     def depends_on_input(self, ref: Ref) -> bool:
         """Whether a value depends on the model's input, and not on parameters alone."""

@@ -104,6 +104,12 @@ def test_a_saved_conversion_loads_with_the_same_output_and_its_dense_origin_besi
     assert torch.equal(dense.head.weight, conversion.model.head.weight)
 
 
+def test_the_dense_origin_is_measured_at_the_size_that_was_asked_for(tmp_path: Path) -> None:
+    reparam.convert("test_resnet", "deepshift-q", weights="none", img_size=64, out=tmp_path / "run")
+    made, dense = (reparam.profile(tmp_path / "run" / name, measure=False) for name in ("", "dense"))
+    assert dense.operations == made.operations  # its convolutions stay
+
+
 def test_a_custom_model_is_saved_and_loaded_with_its_base(tmp_path: Path) -> None:
     conversion = reparam.convert(inline_net(), FULL, example_input=images(), out=tmp_path / "run")
     loaded = reparam.load(tmp_path / "run", base=inline_net)

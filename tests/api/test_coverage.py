@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import reparam
-from reparam.errors import CheckpointError
+from reparam.errors import CheckpointError, ModelError
 from reparam.survey import run
 from tests.survey.stand_ins import examination
 
@@ -93,6 +93,39 @@ def test_a_journal_of_another_recipe_or_depth_is_refused(tmp_path: Path, canned:
         reparam.coverage(NAMES, json_file=path, recipe="none")
     with pytest.raises(CheckpointError, match='wanted "shiftaddvit" at depth full'):
         reparam.coverage(NAMES, json_file=path, depth="full")
+
+
+def test_a_misspelt_name_does_not_cost_the_journal(tmp_path: Path, canned: dict[str, str | None]) -> None:
+    path = tmp_path / "a.json"
+    reparam.coverage(NAMES, json_file=path)
+    with pytest.raises(ModelError, match="test_wit"):
+        reparam.coverage("test_wit", json_file=path, fresh=True)
+    assert len(path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()) == len(NAMES)
+
+
+def test_names_that_cannot_be_written_are_refused_before_anything_is_examined(
+    tmp_path: Path, canned: dict[str, str | None]
+) -> None:
+    (tmp_path / "file").touch()
+    for wrong in ({"json_file": tmp_path}, {"json_file": tmp_path / "a.json", "out": tmp_path / "file" / "page.md"}):
+        with pytest.raises(CheckpointError, match=r"got a folder|cannot be written"):
+            reparam.coverage("test_vit", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="the journal gets this name"):
+        reparam.coverage("test_vit", json_file=tmp_path / "a.jsonl")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("option", ["json_file", "out"])
+def test_files_of_others_are_not_replaced_and_those_of_coverage_are(
+    tmp_path: Path, canned: dict[str, str | None], option: str
+) -> None:
+    options: dict[str, Any] = {"json_file": tmp_path / "a.json", "out": tmp_path / "a.md"}
+    for _ in range(2):
+        reparam.coverage("test_vit", **options)
+    options[option].write_text('{"mine": 1}')
+    with pytest.raises(CheckpointError, match=r"no (result|page) of `reparam coverage`, so it is not replaced"):
+        reparam.coverage("test_vit", **options)
+    assert options[option].read_text() == '{"mine": 1}'
 
 
 def test_earlier_results_stand_on_the_same_page(tmp_path: Path, canned: dict[str, str | None]) -> None:

@@ -36,6 +36,15 @@ def test_a_refused_module_is_told_the_first_test_that_failed_and_what_to_write()
     assert 'options = { drop = ["bias"] }' in first.toml
 
 
+def test_a_layer_whose_reader_was_converted_is_told_from_one_that_never_ran() -> None:
+    explanation = reparam.explain(
+        token_net("linear over heads"), "attn.mix_last", recipe=recipe([ATTENTION], [LINEAR]), example_input=images()
+    )
+    last = explanation.verdicts[-1]
+    assert (last.outcome, last.reason) == ("idle", "nothing reads it since an earlier stage")
+    assert [change.text for change in last.changes] == ["nothing to change: what read it is converted"]
+
+
 def test_what_may_not_be_dropped_is_no_way_out() -> None:
     explanation = reparam.explain(token_net("causal"), "attn", recipe=recipe([ATTENTION]), example_input=images())
     (verdict,) = explanation.verdicts
@@ -73,7 +82,7 @@ def test_a_run_is_explained_by_its_own_plan_and_what_is_done_is_told_from_what_i
     assert [v.outcome for v in inside.verdicts] == ["no rule", "inside"]
     untouched = reparam.explain(str(tmp_path / "run"), "blocks.0.norm1")
     assert set(untouched.no_site) == {"attention", "mlp", "linear", "conv2d"}
-    dense = reparam.explain(str(tmp_path / "run" / "dense"), "blocks.0.attn")
+    dense = reparam.explain(str(tmp_path / "run" / "dense"), "blocks.0.attn", model_kwargs={})
     assert not any(verdict.is_done for verdict in dense.verdicts)
 
 
@@ -104,6 +113,8 @@ def test_unknown_models_paths_recipes_and_folders_are_named(tmp_path: Path) -> N
         reparam.explain("deit_tinny", "head")
     with pytest.raises(RecipeError, match="shiftadvit"):
         reparam.explain(vit(), "head", recipe="shiftadvit", example_input=images())
+    with pytest.raises(ModelError, match=r'"re:blocks\[" is no regular expression'):
+        reparam.explain(vit(), "re:blocks[", example_input=images())
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not a reparam checkpoint"):
         reparam.explain(tmp_path, "head")

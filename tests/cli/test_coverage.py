@@ -73,9 +73,11 @@ def test_every_option_reaches_the_api(run_cli: RunCli, asked: dict[str, Any], tm
     [
         (["coverage"], "or say --all"),
         (["coverage", "vit*", "--depth", "deep"], 'wanted plan or full, got "deep"'),
-        (["coverage", "vit*", "--max-params", "many"], 'wanted a count such as 700M, got "many"'),
+        (["coverage", "vit*", "--max-params", "many"], 'wanted a count such as 20k, 700M or 1.5G, got "many"'),
+        (["coverage", "vit*", "--max-params", "inf"], 'got "inf"'),
+        (["coverage", "vit*", "--max-params=-5M"], 'got "-5M"'),
     ],
-    ids=["no-pattern", "depth", "count"],
+    ids=["no-pattern", "depth", "count", "endless count", "negative count"],
 )
 def test_what_cannot_be_meant_is_refused(run_cli: RunCli, asked: dict[str, Any], words: list[str], said: str) -> None:
     answer = run_cli(*words)
@@ -101,7 +103,7 @@ def test_a_pipe_gets_one_line_for_each_architecture() -> None:
         show(reparam.SurveyStep(what="outlined", done=4, total=9, name="vit_a"))
         show(reparam.SurveyStep(what="examined", done=1, total=2, name="vit_a", examination=GOOD))
     assert screen.getvalue().splitlines() == [
-        "outlined: 3 of 9 before",
+        "outlined before: 3 of 9",
         "outlined 4/9  vit_a",
         "examined 1/2  vit_a  0.0 s",
     ]

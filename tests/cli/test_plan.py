@@ -6,6 +6,7 @@ import pytest
 import reparam
 from reparam.graph.records import Plan, Skip, StagePlan, Step
 from reparam.recipe.schema import Recipe, Rule, Stage
+from reparam_cli.render.site_table import broken
 from tests.cli.conftest import RunCli
 from tests.cli.stand_ins import plan_of, site
 
@@ -159,4 +160,42 @@ def test_what_the_run_did_not_show_and_what_nothing_reads_any_more_are_told(
     stage = StagePlan(name="s", steps=(), skips=(), orphans=orphans)
     lines = lines_of(run_cli, monkeypatch, plan_with(stage, unseen=("a branch",)))
     assert "├── not seen: a branch" in lines
-    assert "│ └── leaves 12 parameters unread, and frozen: blocks.0-11.attn.table" in lines
+    leaves = next(number for number, line in enumerate(lines) if line.startswith("│ └── leaves"))
+    assert lines[leaves : leaves + 2] == [
+        "│ └── leaves 12 parameters unread, and frozen",
+        "│ blocks.0-11.attn.table",
+    ]
+
+
+def test_long_paths_leave_room_for_what_is_said_of_them(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    path = "model.vision.encoder.layers.0.attention.attention.self_attention.{}_projection_of_tokens"
+    reason = "the classifier is one product per image"
+    steps = tuple(
+        Step(site=site(path.format(name), "linear"), operator="shift_linear", options={}, rule="stage 0, rule 0")
+        for name in ("query", "key", "value")
+    )
+    skip = Skip(site=site(path.format("out"), "linear"), cause="keep", reason=reason, rule="stage 0, rule 1")
+    monkeypatch.setitem(
+        vars(reparam), "plan", lambda *_, **__: plan_with(StagePlan(name="s", steps=steps, skips=(skip,)))
+    )
+    out = run_cli("plan", "m", "--recipe", "r").out
+    assert "-> shift_linear" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert all(sum(word in line.split() for line in out.splitlines()) for word in reason.split())
+    assert sum(len(line.split()) > 0 for line in out.splitlines()) < 25
+
+
+@pytest.mark.parametrize(
+    ("path", "width", "lines"),
+    [
+        ("blocks.0-11.attn", 16, ["blocks.0-11.attn"]),
+        ("blocks.0-11.attn", 15, ["blocks.0-11.", "  attn"]),
+        ("encoder.layers.0.mlp.{fc1,fc2}", 10, ["encoder.", "  layers.", "  0.mlp.", "  {fc1,", "  fc2}"]),
+        ("b.0,2,4.attn", 7, ["b.", "  0,2,4.", "  attn"]),
+        ("a_name_without_dots (2nd attention)", 8, ["a_name_without_dots (2nd attention)"]),
+    ],
+    ids=["fits", "one break", "narrow", "numbers", "none possible"],
+)
+def test_paths_break_after_dots(path: str, width: int, lines: list[str]) -> None:
+    assert broken(path, width) == lines

@@ -63,6 +63,60 @@ def test_fused_and_written_attention_count_the_same_products(spelling: str) -> N
     assert counts.total("mul") == 2 * (stem + projections + products + head)
 
 
+class Runs(nn.Module):
+    """Runs one function on its input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "multiplications", "additions"),
+    [
+        (lambda x: torch.einsum("bhnd,bhmd->bhnm", x, x), 2 * 3 * 4 * 4 * 5, 0),
+        (lambda x: torch.einsum("bnhd,bmd->bhnm", x, x[:, :, 0]), 2 * 4 * 3 * 3 * 5, 0),
+        (lambda x: torch.einsum("...nd,...md", x, x), 2 * 3 * 4 * 4 * 5, 0),
+        (lambda x: torch.einsum("bhnd,bhnd->bhn", x, x), 2 * 3 * 4 * 5, 0),
+        (lambda x: x @ x[:1, :1].mT, 2 * 3 * 4 * 4 * 5, 0),  # the second operand is spread over the batch
+        (lambda x: torch.baddbmm(x[:, 0, :, :4], x[:, 0], x[:, 0].mT), 2 * 4 * 4 * 5, 2 * 4 * 4),
+        (lambda x: torch.baddbmm(x[:, 0, :, :4], x[:, 0], x[:, 0].mT, beta=0), 2 * 4 * 4 * 5, 0),
+    ],
+)
+def test_a_product_in_any_spelling_counts_its_pairs_of_elements(
+    function: Callable[[Tensor], Tensor], multiplications: int, additions: int
+) -> None:
+    """Of x (2, 3, 4, 5); `additions` are those of an addend, beside one for each multiplication."""
+    counts, uncounted = counted(Runs(function), torch.randn(2, 3, 4, 5))
+    assert (counts.total("mul"), counts.total("add")) == (multiplications, multiplications + additions)
+    assert not uncounted
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_multihead_attention_counts_its_projections_and_products(batch_first: bool, bias: bool) -> None:
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, bias=bias, kdim=6, vdim=5, batch_first=batch_first)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = x.split((8, 6, 5), -1)
+            keys = (slice(None), slice(0, 3)) if batch_first else slice(0, 3)
+            out: Tensor = self.attn(q, k[keys], v[keys])[0]
+            return out
+
+    counts, _ = counted(Cross(), torch.randn(2, 4, 19) if batch_first else torch.randn(4, 2, 19))
+    queries, keys = 2 * 4, 2 * 3
+    layers = queries * 8 * 8 + keys * 8 * 6 + keys * 8 * 5 + queries * 8 * 8
+    products = 2 * (2 * 4 * 3) * 8
+    assert counts.total("mul") == layers + products
+    assert counts.total("add") - counts.total("mul") == bias * (2 * queries * 8 + 2 * keys * 8)
+
+
 def test_a_scale_on_the_scores_counts_as_one_multiplication_each() -> None:
     plain, scaled = (counted(token_net(name))[0] for name in ("permuted keys", "scale after"))
     assert scaled.total("mul") - plain.total("mul") == 2 * 2 * 16 * 16

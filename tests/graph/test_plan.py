@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reparam
 from reparam.errors import PlanError
 from reparam.graph.plan import make_plan
-from reparam.graph.records import Plan, Totals
+from reparam.graph.records import IDLE, UNREAD, Plan, Totals
 from reparam.recipe.load import load_recipe
 from reparam.recipe.schema import Recipe
 from tests.pico import (
@@ -89,15 +90,18 @@ def test_rules_that_match_nothing_are_named_all_at_once_over_all_stages() -> Non
     wrong = {**LINEAR, "match": {"path": "nowhere.*"}}
     with pytest.raises(PlanError) as caught:
         plan_for(vit(), recipe([ATTENTION, wrong], [LINEAR, {**wrong, "optional": True}, wrong]))
-    assert str(caught.value).splitlines() == [
-        f'recipe "toy", {where} matches no site of the model; mark it optional = true or mend its match'
+    *faults, hint = str(caught.value).splitlines()
+    assert faults == [
+        f'recipe "toy", {where} matches no site of the model: it wants kind = "linear", path = "nowhere.*"'
         for where in ("stage 0, rule 1", "stage 1, rule 2")
     ]
+    assert "2 attention, 1 conv2d, 9 linear, 2 mlp" in hint
+    assert hint.endswith("--set stage.0.rule.1.optional=true")
 
 
 def test_an_optional_rule_that_matches_nothing_is_listed_and_no_fault() -> None:
     stage = plan_for(cnn(), recipe([{**ATTENTION, "optional": True}, LINEAR])).stages[0]
-    assert stage.unused_rules == ()
+    assert stage.unused_rules == ("stage 0, rule 0",)
     assert paths(stage.steps) == ["6"]
 
 
@@ -122,6 +126,24 @@ def test_refused_sites_are_faults_named_all_at_once_with_the_way_out() -> None:
     )
     assert "--allow-partial" in hint
     assert 'on_refusal = "keep"' in hint
+
+
+def test_refusals_alike_are_one_line_that_names_three_and_counts_the_others() -> None:
+    model = nn.Sequential(*(refusing()[0].attn for _ in range(5)))
+    with pytest.raises(PlanError) as caught:
+        reparam.plan(model, recipe([ATTENTION]), example_input=torch.zeros(2, 16, 8))
+    first, hint = str(caught.value).splitlines()
+    assert 'rule 0: "0", "1", "2" and 2 more (tests.pico.Attention) are refused: its attention' in first
+    assert "--allow-partial" in hint
+
+
+def test_a_layer_that_an_earlier_stage_left_unread_is_told_from_one_that_never_ran() -> None:
+    model = token_net("linear over heads")
+    model.spare = nn.Linear(8, 8)
+    plan = plan_for(model, recipe([ATTENTION], [LINEAR]))
+    idle = [{s.site.path: s.reason for s in stage.skips if s.cause == "idle"} for stage in plan.stages]
+    assert idle[1]["attn.mix_last"] == UNREAD
+    assert idle[1]["spare"] == IDLE
 
 
 def test_allow_partial_keeps_every_refused_site_and_on_refusal_those_of_its_rule() -> None:

@@ -148,6 +148,10 @@ class Reshapes(nn.Module):
             return x.flatten(2).transpose(1, 2).reshape(b, 3, 8, c).relu().reshape(b, 1, 24, c)
         if self.way == "split and merged again":
             return x.flatten(2).transpose(1, 2).view(b, 1, h, w, c).relu().flatten(2, 3)
+        if self.way == "windows of merged patches":
+            plane = x.permute(0, 2, 3, 1)
+            merged = torch.cat([plane[:, 0::2, 0::2], plane[:, 1::2, 1::2]], dim=-1)
+            return merged.view(b, h // 4, 2, w // 6, 3, 2 * c).transpose(2, 3).reshape(-1, 1, 6, 2 * c)
         if self.way == "windows of a split":
             plane = x.flatten(2).transpose(1, 2).reshape(b, h, w, c)
             return plane.view(b, h // 2, 2, w // 3, 3, c).transpose(2, 3).reshape(-1, 1, 6, c)
@@ -164,6 +168,7 @@ class Reshapes(nn.Module):
         ("split otherwise", None, "merges 3x8, which are not the two axes of an image plane"),
         ("split and merged again", TokenGrid(prefix=0, height=4, width=6), None),
         ("windows of a split", TokenGrid(prefix=0, height=2, width=3), None),
+        ("windows of merged patches", TokenGrid(prefix=0, height=2, width=3), None),
         ("row", None, "no operation that flattens an image plane"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

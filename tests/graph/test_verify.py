@@ -105,6 +105,21 @@ def test_a_core_that_the_output_does_not_depend_on_is_caught(monkeypatch: pytest
         rewrite(model, plan, images())
 
 
+class NormBehindCore(Attention):
+    """A norm behind the core, as in differential attention, undoes whatever scales the core's output as a whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(torch.nn.functional.normalize(out, dim=-1).transpose(1, 2).flatten(2))
+
+
+def test_a_norm_behind_the_core_does_not_make_it_look_unused() -> None:
+    model = token_net(NormBehindCore())
+    rewrite(model, plan_for(model, recipe([ATTENTION])), images())
+    assert type(model.attn.core) is BinaryLinearAttention
+
+
 def test_weights_that_hide_a_fault_do_not_hide_it_from_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     model = token_net("scale after")
     nn.init.zeros_(model.attn.proj.weight)

@@ -6,6 +6,7 @@ from torch import nn
 
 from reparam.models.build import build_model, build_spec
 from reparam.models.known import is_timm, module_spec, spec_of
+from reparam.models.spec import stamp
 
 
 def test_a_timm_model_is_described_so_that_it_can_be_built_again(pico_spec):
@@ -15,6 +16,14 @@ def test_a_timm_model_is_described_so_that_it_can_be_built_again(pico_spec):
     assert spec.source == "timm"
     assert spec.input_size == (3, 16, 16)
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_the_size_that_was_asked_for_is_known_where_timm_forgets_it():
+    asked = build_spec("test_resnet", img_size=64)
+    model = build_model(asked, device="meta")
+    assert spec_of(model).input_size == (3, 64, 64)
+    stamp(model, asked.model_copy(update={"input_size": None}))
+    assert spec_of(model).input_size == (3, 160, 160)
 
 
 def test_a_reset_head_is_part_of_the_description(pico_spec):

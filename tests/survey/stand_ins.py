@@ -3,10 +3,19 @@
 import os
 from typing import Any
 
+from tqdm import tqdm
+
 from reparam.survey.pool import Report
 from reparam.survey.records import Check, Coverage, Examination, KindTally, ReasonCount, Versions
 
 VERSIONS = Versions(reparam="1", torch="2", timm="3")
+
+
+class Wordy(Exception):
+    """Needs memory to say what it is."""
+
+    def __str__(self) -> str:
+        return f"{len(bytearray(1 << 26))} bytes"
 
 
 def work(task: str, report: Report) -> None:
@@ -18,12 +27,16 @@ def work(task: str, report: Report) -> None:
         raise ValueError("no such\nluck")
     elif task == "hog":
         bytearray(1 << 40)
+    elif task == "wordy":
+        raise Wordy
     elif task == "abort":
         os.abort()
     elif task == "exit":
         os._exit(7)
     elif task == "print":
         print("noise")
+    elif task == "lock":
+        task = type(tqdm.get_lock()).__module__
     report(f"{task} done")
 
 

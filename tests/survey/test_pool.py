@@ -44,9 +44,19 @@ def test_more_memory_than_the_bound_is_named_as_such() -> None:
     assert found.fault.startswith("out of memory")
 
 
+def test_a_task_that_has_no_memory_left_gets_some_to_say_how_it_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    (found,) = endings("wordy", bounds=Bounds(seconds=BOUNDS.seconds, memory=0)).values()
+    assert found.fault == f"Wordy: {1 << 26} bytes"
+    assert capfd.readouterr().err == ""
+
+
 def test_a_task_that_takes_too_long_is_killed_and_says_after_how_long() -> None:
     found = endings("hang", bounds=Bounds(seconds=0.5, memory=BOUNDS.memory))["hang"]
     assert (found.text, found.fault) == ("hang began", "timed out after 0.5 s")
+
+
+def test_a_task_shares_no_lock_that_would_outlive_it() -> None:
+    assert endings("lock")["lock"].text == "_thread done"
 
 
 def test_leaving_early_kills_what_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,8 @@ def coverage_view(made: "Coverage") -> RenderableType:
 
 def _print_line(console: Console, step: "SurveyStep") -> None:
     if step.name is None:
-        console.print(Text(f"{step.what}: {step.done} of {step.total} before"), soft_wrap=True)
+        if step.done:
+            console.print(Text(f"{step.what} before: {step.done} of {step.total}"), soft_wrap=True)
         return
     spent = "" if step.examination is None else f"  {step.examination.seconds:.1f} s"
     console.print(Text(f"{step.what} {step.done}/{step.total}  {step.name}{spent}"), soft_wrap=True)

@@ -5,20 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from reparam_cli.render.fold import fold_paths
 from reparam_cli.render.options import non_default
 from reparam_cli.render.screen import amount, change, columns
+from reparam_cli.render.site_table import PathList, SiteTable
 from reparam_cli.words import counted, written
 
 if TYPE_CHECKING:
     from reparam import Plan
 
 _RULE = re.compile(r"stage \d+, (rule \d+)")
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.|\b)")
+_INDEX = re.compile(r"(?<=[._])\d+(?=\.|\b)")
 KEEP = "keep"
 _ORDINALS = {1: "2nd", 2: "3rd"}
 #: Causes that the reason alone does not tell.
@@ -44,46 +44,43 @@ def plan_view(plan: "Plan", *, model: str) -> RenderableType:
         if stage.skips:
             branch.add(Group(Text(f"keeps {counted(len(stage.skips), 'site')}"), _skips_view(stage.skips)))
         if stage.orphans:
-            names = ", ".join(line.text for line in fold_paths(stage.orphans))
-            branch.add(
-                Text(f"leaves {counted(len(stage.orphans), 'parameter')} unread, and frozen: {names}", style="dim")
-            )
+            title = Text(f"leaves {counted(len(stage.orphans), 'parameter')} unread, and frozen", style="dim")
+            branch.add(Group(title, PathList([line.text for line in fold_paths(stage.orphans)])))
         for rule in stage.unused_rules:
             branch.add(Text(f"{_short_rule(rule)} matched nothing (it is optional)", style="yellow"))
     tree.add(_totals_view(plan))
     return tree
 
 
-def _steps_view(steps: Sequence[Any]) -> Table:
+def _steps_view(steps: Sequence[Any]) -> SiteTable:
     groups: dict[tuple[str, ...], list[str]] = {}
     for step in steps:
         options = written(non_default(step.operator, step.options))
         key = (step.operator, options, step.remark or "", _short_rule(step.rule), _which(step.site))
         groups.setdefault(key, []).append(step.site.path)
-    table = _site_table()
+    rows = []
     for (operator, options, remark, rule, which), paths in groups.items():
         outcome = Text.assemble("-> ", (operator, "green"), f" {options}" if options else "")
         outcome.append(f" ({remark})" if remark else "", style="dim")
-        for text, count in _lines(paths, which):
-            table.add_row(text, str(count), outcome, rule)
-    return table
+        rows += [(text, str(count), outcome, rule) for text, count in _lines(paths, which)]
+    return SiteTable(rows)
 
 
-def _skips_view(skips: Sequence[Any]) -> Table:
+def _skips_view(skips: Sequence[Any]) -> SiteTable:
     groups: dict[tuple[str, ...], list[Any]] = {}
     for skip in skips:
         reason = _INDEX.sub("N", skip.reason)
         key = (skip.site.kind, skip.cause, reason, _short_rule(skip.rule or ""), _which(skip.site))
         groups.setdefault(key, []).append(skip)
-    table = _site_table()
+    rows = []
     for (kind, cause, common, rule, which), group in groups.items():
         reasons = {skip.reason for skip in group}
         reason = reasons.pop() if len(reasons) == 1 else common
         text = f"{cause}: {reason}" if cause in _NAMED_CAUSES else reason
         outcome = Text(text, style="yellow" if cause == "refused" else "dim")
-        for line, count in _lines([skip.site.path for skip in group], which):
-            table.add_row(line, f"{count} {kind}", outcome, rule)
-    return table
+        lines = _lines([skip.site.path for skip in group], which)
+        rows += [(line, f"{count} {kind}", outcome, rule) for line, count in lines]
+    return SiteTable(rows)
 
 
 def _which(site: Any) -> str:
@@ -94,15 +91,6 @@ def _which(site: Any) -> str:
 def _lines(paths: Sequence[str], which: str) -> Iterator[tuple[str, int]]:
     for line in fold_paths(paths):
         yield f"{line.text or '(the model)'}{which}", line.count
-
-
-def _site_table() -> Table:
-    table = columns()
-    table.add_column(no_wrap=True, overflow="fold")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(no_wrap=True, style="dim")
-    return table
 
 
 def _totals_view(plan: "Plan") -> Group:

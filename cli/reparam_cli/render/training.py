@@ -9,6 +9,7 @@ from rich.table import Column
 from rich.text import Text
 
 from reparam_cli.render.screen import clock, experts
+from reparam_cli.words import counted
 
 if TYPE_CHECKING:
     from reparam import EpochReport, StageReport, StepReport
@@ -99,7 +100,8 @@ def _stage_line(stage: "StageReport") -> Text:
     return Text.assemble(
         f"stage {stage.index + 1}/{stage.stages} ",
         (stage.name, "bold"),
-        f": {stage.epochs} epochs of {stage.steps_per_epoch} steps, from {stage.before.top1:.2f} % top-1",
+        f": {counted(stage.epochs, 'epoch')} of {counted(stage.steps_per_epoch, 'step')}",
+        f", from {stage.before.top1:.2f} % top-1",
     )
 
 

@@ -125,6 +125,8 @@ def _refuse_core(scene: Scene, path: str, match: AttentionMatch) -> str | None:
         reason = _refuse_leading(match.q.shape, operand.shape, heads, name)
         if reason is not None:
             return reason
+    if heads.axis is not None and match.k.shape[heads.axis] != match.v.shape[heads.axis]:
+        return f"its keys have {match.k.shape[heads.axis]} heads and its values {match.v.shape[heads.axis]}"
     return _refuse_readers(scene, path, match)
 
 
@@ -157,9 +159,11 @@ def _heads(trace: Trace, query: Operand) -> Heads:
         merged = [part.size for part in origins[0] if part.kind == "channels"]
         is_behind = len(origins[0]) > 1 and origins[0][-1].kind == "channels"
         return Heads(axis=None, merged=merged[-1] if is_behind else 1)
-    of_channels = [axis for axis, parts in enumerate(origins) if any(part.kind == "channels" for part in parts)]
+    # An axis that holds the batch too (HaloNet's batch * heads) has another size for another batch.
+    of_channels = [axis for axis, parts in enumerate(origins) if {part.kind for part in parts} == {"channels"}]
     if of_channels:
-        return Heads(axis=of_channels[-1])
+        # An axis of size 1 may come from anywhere, so it counts only where no other does.
+        return Heads(axis=max(of_channels, key=lambda axis: (query.shape[axis] > 1, axis)))
     is_unclear = any(part.kind == "unknown" for parts in origins[1:] for part in parts)
     return Heads(axis=len(origins) - 1 if is_unclear or query.shape[-3] == 1 else None)
 

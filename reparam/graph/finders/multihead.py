@@ -7,7 +7,7 @@ from torch import nn
 
 from reparam.graph.finders.base import Scene, finder, qualified_type
 from reparam.graph.multihead import why_not_opened
-from reparam.graph.score_chain import bias_kind
+from reparam.graph.score_losses import bias_kind
 from reparam.graph.token_grid import find_token_grid
 from reparam.graph.token_use import reads_only_prefix
 from reparam.ops.site import AttentionForm, Dropped, Site

@@ -145,6 +145,27 @@ def test_attention_written_in_a_block_belongs_to_the_block() -> None:
     assert [(site.path, site.refusal) for site in sites] == [("blocks.0", None), ("blocks.1", None)]
 
 
+class HeadsBesideWindows(Attention):
+    """(batch * heads, windows, tokens, width), as HaloNet keeps its queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        q, k, v = (
+            t.flatten(0, 1).unflatten(1, (2, -1)) for t in self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        )
+        out = (q @ k.mT).softmax(-1) @ v
+        return self.proj(out.flatten(1, 2).unflatten(0, (batch, 2)).transpose(1, 2).flatten(2))
+
+
+def test_heads_that_share_an_axis_with_the_batch_do_not_fix_its_size() -> None:
+    model = token_net(HeadsBesideWindows())
+    (site,) = attention_sites(model)
+    assert site.attention is not None
+    assert (site.attention.heads, site.attention.head_axis, site.attention.query_tokens) == (1, None, 8)
+    convert(model, recipe([ATTENTION]))
+    assert model(images(3)).shape == (3, 3)
+
+
 class RootAttention(nn.Module):
     """Attention in the forward of the model itself."""
 
