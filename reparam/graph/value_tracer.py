@@ -52,13 +52,17 @@ class ValueProxy(fx.Proxy):
 
     def __hash__(self) -> int:
         # A set or a dict asks before it compares: `x.shape[0] in {1, 2}`.
-        return object.__hash__(self) if isinstance(self.value, Tensor) else hash(self.tracer.decided(self))
+        return object.__hash__(self) if isinstance(self.value, Tensor) else hash(self._answer())
 
     def __str__(self) -> str:
-        return super().__str__() if isinstance(self.value, Tensor) else str(self.tracer.decided(self))
+        return super().__str__() if isinstance(self.value, Tensor) else str(self._answer())
 
     def __format__(self, spec: str) -> str:
-        return super().__format__(spec) if isinstance(self.value, Tensor) else format(self.tracer.decided(self), spec)
+        return super().__format__(spec) if isinstance(self.value, Tensor) else format(self._answer(), spec)
+
+    def _answer(self) -> Any:
+        """The value, guarded; a device is meta while tracing and another later, and only names a cache (LeViT)."""
+        return self.value if isinstance(self.value, torch.device) else self.tracer.decided(self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})

@@ -100,6 +100,25 @@ def test_sizes_that_no_decision_read_stay_free(ask: Ask) -> None:
         assert torch.equal(module(x), dense(x))
 
 
+class CachesByDevice(nn.Module):
+    """Keeps its table in evaluation mode under the name of the device, as LeViT keeps its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.cache = nn.Parameter(torch.randn(4)), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = str(x.device)
+        if key not in self.cache or self.training:
+            self.cache[key] = self.table * 2
+        return x + self.cache[key]
+
+
+def test_a_cache_by_device_is_no_decision() -> None:
+    module = CachesByDevice().eval()
+    assert torch.equal(traced(module, EXAMPLE)(EXAMPLE), module(EXAMPLE))
+
+
 def test_unpacked_shapes_hold_for_another_batch_and_not_for_another_rank() -> None:
     class Unpacks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
