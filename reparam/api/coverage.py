@@ -21,6 +21,8 @@ from reparam.survey.run import Progress, outlines, run_tasks, silent
 from reparam.survey.select import relaxed, select
 from reparam.survey.targets import check_targets
 
+#: So many patterns are named on the page.
+_NAMED = 6
 _GIGABYTE = 10**9
 
 
@@ -132,7 +134,9 @@ def _read(path: Path) -> Coverage:
 
 def _scope(pattern: str | Sequence[str], *, total: int, chosen: int, representatives: bool) -> str:
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    picked = f"{total} architectures" if patterns == ["*"] else f"{total} architectures ({', '.join(patterns)})"
+    more = f" and {len(patterns) - _NAMED} more" if len(patterns) > _NAMED else ""
+    named = f" ({', '.join(patterns[:_NAMED])}{more})" if patterns != ["*"] else ""
+    picked = f"{total} architectures{named}"
     if representatives:
         return f"{chosen} representatives of {picked}: the smallest of each family, class and set of module classes"
     return picked
