@@ -12,6 +12,7 @@ TRANSPOSES = {"transpose", "swapaxes", "swapdims", "t", "mT", "T"}
 _REMOVES_AXIS = {"unbind", "select"}
 SLICES = {"chunk", "split", "tensor_split", "narrow"}
 _LAST_AXIS_ONLY = {"linear", "layer_norm", "rms_norm"}
+_REDUCTIONS = {"amax", "amin", "logsumexp", "max", "mean", "median", "min", "norm", "prod", "std", "sum", "var"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ def _iter_sources(op: Op, axis: Axis) -> Iterator[Axis]:
     elif op.name in _REMOVES_AXIS:
         removed = int(op.argument(1, "dim", 0)) % len(op.inputs[0].shape)
         yield Axis(op.inputs[0], axis.dim + (removed <= axis.dim), axis.prefix)
+    elif op.name in _REDUCTIONS and len(op.output.shape) < len(op.inputs[0].shape):
+        yield from _kept_source(op, axis)
     elif op.name in SLICES:
         yield from _aligned(op.inputs[0], axis)
     elif op.name == "getitem":
@@ -116,6 +119,15 @@ def permutation(op: Op) -> list[int]:
     first, second = _swapped_dims(op)
     order[first], order[second] = order[second], order[first]
     return order
+
+
+def _kept_source(op: Op, axis: Axis) -> Iterator[Axis]:
+    """The axis of the input behind an axis that a reduction keeps; none where it is not told which ones it removes."""
+    rank, removed = len(op.inputs[0].shape), op.argument(1, "dim", op.kwargs.get("axis"))
+    dims = {d % rank for d in ([removed] if isinstance(removed, int) else removed or ())}
+    kept = [dim for dim in range(rank) if dim not in dims]
+    if len(kept) == len(op.output.shape):
+        yield Axis(op.inputs[0], kept[axis.dim], axis.prefix)
 
 
 def _cat_sources(op: Op, axis: Axis) -> Iterator[Axis]:

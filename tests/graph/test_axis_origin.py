@@ -50,11 +50,16 @@ BATCH, PLACES, CHANNELS, HEAD, DEPTH = ("batch", 3), ("tokens", 16), ("channels"
         (lambda m, x: x.chunk(2, -1)[0], [[BATCH], [PLACES], [DEPTH]]),
         (lambda m, x: x[..., 2:6], [[BATCH], [PLACES], [DEPTH]]),
         (lambda m, x: x + m.token, [[BATCH], [PLACES], [CHANNELS]]),
+        (
+            lambda m, x: x.unflatten(-1, (2, 4)).transpose(1, 2).unflatten(2, (4, 4)).amax(dim=2),
+            [[BATCH], [HEAD], [("tokens", 4)], [DEPTH]],
+        ),
+        (lambda m, x: x.unflatten(1, (4, 4)).sum((1, -1), keepdim=False), [[BATCH], [("tokens", 4)]]),
         (lambda m, x: x.cumsum(1)[torch.tensor([0, 1])], [[("unknown", 2)], [("unknown", 16)], [("unknown", 8)]]),
     ],
     ids=[
         "tokens", "layer", "heads", "merged heads", "windows", "merged at once", "over channels", "over tokens",
-        "swapped", "class token", "part", "slice", "table", "lost",
+        "swapped", "class token", "part", "slice", "table", "pooled", "summed", "lost",
     ],
 )  # fmt: skip
 def test_axes_are_followed_to_where_they_were_born(
