@@ -9,7 +9,8 @@ from rounds import interleave, print_ratios
 from torch import nn
 
 import reparam
-from reparam.ops.shift import ShiftLinear, ShiftLinearOptions
+from reparam.ops.shift import ShiftLinear
+from reparam.ops.shift_weight import ShiftOptions
 from reparam.ops.ste import round_to_grid
 
 
@@ -29,9 +30,9 @@ def step_of(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 def time_layers(*, batch: int, rounds: int) -> None:
     """The four linear layers of DeiT-Tiny on `batch` images of 197 tokens."""
     variants = {
-        "q": ShiftLinearOptions(),
-        "q, 8-bit activations": ShiftLinearOptions(activation_bits=8),
-        "ps": ShiftLinearOptions(parameterisation="ps"),
+        "q": ShiftOptions(),
+        "q, 8-bit activations": ShiftOptions(activation_bits=8),
+        "ps": ShiftOptions(parameterisation="ps"),
     }
     for inputs, outputs in ((192, 576), (192, 192), (192, 768), (768, 192)):
         dense, x = nn.Linear(inputs, outputs), torch.randn(batch, 197, inputs, requires_grad=True)

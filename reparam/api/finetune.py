@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
+from torch import nn
 
 from reparam.api.convert import convert
 from reparam.api.evaluate import refuse_shape, write_evaluation
@@ -17,9 +18,10 @@ from reparam.recipe.load import load_recipe
 from reparam.recipe.resolve import resolve_settings
 from reparam.recipe.schema import Frozen, Recipe
 from reparam.recipe.settings import TrainSettings
-from reparam.train.data import Loaders, make_loaders
+from reparam.train.data import Loaders, first_images, make_loaders
 from reparam.train.engine import pick_device
 from reparam.train.evaluate import Evaluation, evaluate_model
+from reparam.train.fitting import fit_model_
 from reparam.train.loop import Trainer
 from reparam.train.progress import Progress, Silent, StageReport
 from reparam.train.splits import check_folders
@@ -147,6 +149,8 @@ def _train(
 def _train_stage(run: Run, i: int, settings: TrainSettings, *, loaders: Loaders, progress: Progress) -> StageResult:
     set_seed(settings.seed)
     name, model = run.plan.stages[i].name, run.stage_model(i)
+    if settings.fit_images:
+        _fit_to_dense_(model, run, settings, loaders=loaders, progress=progress)
     before = evaluate_model(model, loaders.val, run.device)
     trainer = Trainer(
         model,
@@ -178,6 +182,21 @@ def _train_stage(run: Run, i: int, settings: TrainSettings, *, loaders: Loaders,
         epochs=len(fit.epochs),
         checkpoint=run.stage_folder(i),
     )
+
+
+def _fit_to_dense_(
+    model: nn.Module, run: Run, settings: TrainSettings, *, loaders: Loaders, progress: Progress
+) -> None:
+    if run.weights.kind == "none":
+        progress.message("no fit to the dense original: it has random weights")
+        return
+    images = first_images(loaders.train, settings.fit_images, device=run.device)
+    found = fit_model_(model, run.dense, images, steps=settings.fit_steps)
+    if found:
+        mean = sum(found.values()) / len(found)
+        progress.message(
+            f"{len(found)} layers fitted to the dense ones on {len(images)} images: correlation {mean:.2f}"
+        )
 
 
 def _teacher(run: Run, settings: TrainSettings, progress: Progress) -> Any:

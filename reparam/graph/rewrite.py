@@ -19,6 +19,7 @@ from reparam.graph.verify import check_exact_core, check_operator, check_stage
 from reparam.graph.verify_multihead import check_exact_multihead
 from reparam.ops.base import OPERATORS, Operator, OperatorOptions, parse_options
 from reparam.ops.dense import DenseAttention
+from reparam.ops.site import Site
 from reparam.trace.probe import ExampleInput, probe
 from reparam.trace.record import ModuleCall, Trace
 
@@ -223,15 +224,17 @@ def _swap_module(model: nn.Module, step: Step, calls: Sequence[ModuleCall], undo
         model.set_submodule(alias, replacement)
     if verify:
         if step.site.mlp is None or step.site.mlp.chain:
-            inputs, outputs = _few_rows(step.site.input_shape), _few_rows(step.site.output_shape)
+            inputs, outputs = _enough(step.site, step.site.input_shape), _enough(step.site, step.site.output_shape)
             check_operator(replacement, replacement, inputs, path=path, output_shape=outputs)
         else:
             made = [(call.args, call.kwargs) for call in calls[:1]]
             check_operator(replacement, replacement, made, path=path, output_shape=step.site.output_shape)
 
 
-def _few_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Linear layers and plain MLPs treat rows alike, so a few prove as much as all, in less time and memory."""
+def _enough(site: Site, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Layers treat images, and linear ones rows, alike: a few prove as much as all, in less time and memory."""
+    if site.kind == "conv2d":
+        return (1, *shape[1:])
     return (*(min(size, _ROWS) for size in shape[:-1]), shape[-1])
 
 

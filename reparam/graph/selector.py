@@ -22,6 +22,10 @@ def mismatch(match: Match, site: Site) -> str | None:
         return f'it wants path = "{match.path}"'
     if match.within not in (None, site.within):
         return f'it wants within = "{match.within}", and this lies within {_enclosure(site)}'
+    if match.edge is not None and not (site.is_first if match.edge == "first" else site.is_last):
+        return (
+            f'it wants edge = "{match.edge}", and other layers come {"before" if match.edge == "first" else "behind"}'
+        )
     excluding = next((pattern for pattern in match.exclude if path_matches(pattern, site.path)), None)
     return None if excluding is None else f'it excludes "{excluding}"'
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from reparam.copying import copy_with, to_meta
 from reparam.errors import ModelError
+from reparam.models.cifar_resnet import CIFAR_RESNETS
 from reparam.models.factory import absolute, call_factory, load_factory, takes
 from reparam.models.hub import hub_access, in_plain_words
 from reparam.models.input_size import check_input_size
@@ -49,6 +50,9 @@ def build_spec(
     source, name = split_source(model)
     if source == "file":
         return _file_spec(name, kwargs, img_size=img_size)
+    if source == "reparam":
+        spec = ModelSpec(source=source, name=name, kwargs=kwargs)
+        return _with_data(spec, build_model(spec, device="meta"), img_size=img_size, check=img_size is not None)
     resolved = resolve_name(model)
     if resolved.note:
         logger.info(resolved.note)
@@ -64,7 +68,7 @@ def build_model(spec: ModelSpec, *, device: Literal["cpu", "meta"] = "cpu") -> n
     if spec.source == "module":
         raise ModelError(f'model "{spec.name}" is a class of your own. Make it yourself and pass the module.')
     with torch.device("cpu"):
-        model = _from_file(spec, device) if spec.source == "file" else _from_timm(spec, device)
+        model = _from_file(spec, device) if spec.source == "file" else _from_library(spec, device)
     stamp(model, spec)
     return model
 
@@ -120,9 +124,11 @@ def _with_data(spec: ModelSpec, model: nn.Module, *, img_size: int | None, check
     return ModelSpec(**(spec.model_dump() | {"input_size": input_size, "data": data}))
 
 
-def _from_timm(spec: ModelSpec, device: str) -> nn.Module:
+def _from_library(spec: ModelSpec, device: str) -> nn.Module:
     try:
         with torch.device(device):
+            if spec.source == "reparam":
+                return CIFAR_RESNETS[spec.name](**spec.kwargs)
             return timm.create_model(spec.name, pretrained=False, pretrained_cfg=spec.pretrained_cfg, **spec.kwargs)
     except Exception as error:
         raise ModelError(f'model "{spec.name}" cannot be built with {spec.kwargs}: {error}') from error

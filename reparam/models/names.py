@@ -9,10 +9,11 @@ import timm
 from timm.models import get_arch_pretrained_cfgs, get_deprecated_models, split_model_name_tag
 
 from reparam.errors import ModelError
+from reparam.models.cifar_resnet import CIFAR_RESNETS
 from reparam.models.sources import split_source
 
 _PATCH_AND_SIZE = re.compile(r"(_(patch|p)\d+)?(_window\d+)?(_\d+)?$")
-_SHOWN = 8
+_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def _expanded(shorthand: str) -> str:
         raise ModelError(
             f'model "{shorthand}" is short for {len(fits)} timm models: {_listed(fits)}. Name one of them.'
         )
-    candidates = _candidates(shorthand, known)
+    candidates = [*_candidates(shorthand, list(CIFAR_RESNETS)), *_candidates(shorthand, known)]
     hint = f"Close names: {_listed(candidates)}." if candidates else "timm.list_models() lists all names."
     raise ModelError(f'model "{shorthand}" is unknown to timm {timm.__version__}. {hint}')
 

@@ -1,8 +1,9 @@
-"""How a model is written on the command line: a timm name, `hf-hub:`, `local-dir:`, or `file.py:factory`."""
+"""How a model is written on the command line: a timm name, one of ours, `hf-hub:`, `local-dir:`, `file.py:factory`."""
 
 from pathlib import Path
 
 from reparam.errors import ModelError
+from reparam.models.cifar_resnet import CIFAR_RESNETS
 from reparam.models.spec import Source
 
 _PREFIXES: tuple[Source, ...] = ("hf-hub", "local-dir")
@@ -14,6 +15,8 @@ def split_source(model: str) -> tuple[Source, str]:
     Raises:
         ModelError: an empty name, a source without a name, a Python file without a factory, or a bare path.
     """
+    if model in CIFAR_RESNETS:
+        return "reparam", model
     for source in _PREFIXES:
         if model.startswith(f"{source}:"):
             return source, _named(model.removeprefix(f"{source}:"), model)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-Source: TypeAlias = Literal["timm", "file", "local-dir", "hf-hub", "module"]
+Source: TypeAlias = Literal["timm", "reparam", "file", "local-dir", "hf-hub", "module"]
 #: Stands before the architecture's name in the config.json of a converted model: timm must say "unknown model" rather
 #: than load, say, shift weights into dense layers of the same name.
 CONVERTED_PREFIX = "reparam_"

@@ -83,6 +83,8 @@ def _pretrained(model: nn.Module, spec: ModelSpec) -> WeightsRecord:
     if spec.source == "file":
         _adopt(model, call_factory(spec.name, spec.kwargs))
         return _record(model, kind="factory", source=spec.name)
+    if spec.source == "reparam":
+        raise WeightsError(f'model "{spec.name}" has no pretrained weights. {_ADVICE}')
     origin = _origin(spec)
     access = in_plain_words if spec.source == "local-dir" else hub_access
     with access(f'weights of "{spec.name}" from {origin}', error=WeightsError, advice=_ADVICE):

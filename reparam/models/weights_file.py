@@ -7,8 +7,8 @@ from torch import Tensor
 
 from reparam.errors import ReparamError
 
-#: Where torch itself places tensors. Matrix products of other placed ones round otherwise with some libraries (seen with
-#: MKL on AMD), so that a reloaded model would not give its own bits.
+#: Where torch itself places tensors. Some libraries round a product by the address of its operands (seen with MKL
+#: on AMD), so that a model read to other addresses would not give its own bits.
 _ALIGNMENT = 64
 
 

@@ -1,7 +1,7 @@
 """What an operator is: one file, one decorated class, and the conformance suite tests it from its own examples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -64,6 +64,23 @@ class Operator(nn.Module, ABC):
     @classmethod
     def remark(cls, site: Site, options: Any) -> str | None:
         """Returns what the plan should say of this site beyond the operator's name and options, if anything."""
+        return None
+
+    def step_gradients(self) -> Mapping[str, float]:
+        """Local names of parameters whose gradient gets an L2 norm before each step, and eta: eta * sqrt(elements)."""
+        return {}
+
+    def fit_(self, dense: nn.Module, x: Tensor, target: Tensor, *, steps: int) -> float | None:
+        """Fits the operator to what the dense module made of a batch, before training.
+
+        Args:
+            dense: the module that the operator replaced.
+            x: what the operator is given, when everything before it is fitted.
+            target: what `dense` made of the same images.
+            steps: of an optimiser, where one is used.
+        Returns:
+            Mean correlation of the output channels with the target's, or None where there is nothing to fit.
+        """
         return None
 
     @classmethod

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from reparam.counts import OpCount
 from reparam.ops.plain_layer import is_plain
-from reparam.ops.shift import ShiftLinear, ShiftLinearOptions
+from reparam.ops.shift import ShiftLinear
+from reparam.ops.shift_weight import ShiftOptions
 from reparam.ops.site import Site
 
 
@@ -24,14 +25,14 @@ class ShiftPointwise(nn.Module):
         return out.movedim(-1, 1)
 
 
-def shift_linear_of(layer: nn.Module, site: Site, options: ShiftLinearOptions) -> ShiftLinear:
+def shift_linear_of(layer: nn.Module, site: Site, options: ShiftOptions) -> ShiftLinear:
     """Returns the shift layer on the weight (O, I) of a layer, sharing its storage."""
     if isinstance(layer, nn.Conv2d):
         layer = _as_linear(layer)
     return ShiftLinear.from_dense(layer, site, options)
 
 
-def shift_in_place_of(layer: nn.Module, site: Site, options: ShiftLinearOptions) -> nn.Module:
+def shift_in_place_of(layer: nn.Module, site: Site, options: ShiftOptions) -> nn.Module:
     """Returns the shift layer that takes what `layer` takes."""
     shift = shift_linear_of(layer, site, options)
     return ShiftPointwise(shift) if isinstance(layer, nn.Conv2d) else shift
@@ -44,7 +45,7 @@ def _as_linear(conv: nn.Conv2d) -> nn.Linear:
     return linear.train(conv.training)
 
 
-def refuse_layer(layer: nn.Module, site: Site, options: ShiftLinearOptions) -> str | None:
+def refuse_layer(layer: nn.Module, site: Site, options: ShiftOptions) -> str | None:
     """Why a layer cannot shift, in words for the plan; `site.type` names it."""
     if not isinstance(layer, nn.Conv2d):
         return ShiftLinear.refuse(site, layer, options)

@@ -19,6 +19,9 @@ from torch.nn import functional as F
 
 from reparam.ops.precision import compute_dtype
 
+#: Before 2.15, torch knows the shape of a grouped product without running it in these types only.
+_GROUPED = (torch.bfloat16, torch.float16)
+
 
 def dispatch_masked(tokens: Tensor, index: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
     """Runs both experts on all tokens and picks by `index`."""
@@ -59,7 +62,10 @@ def _is_linear(module: nn.Module) -> bool:
 def _grouped_linear(rows: Tensor, ends: Tensor, order: Tensor, index: Tensor, layers: Sequence[nn.Module]) -> Tensor:
     inputs = _quantised_input(rows, order, index, layers).to(compute_dtype(rows))
     weight = torch.stack(_parameters(layers, "weight")).to(inputs.dtype)
-    out = F.grouped_mm(inputs, weight.transpose(-2, -1), offs=ends)
+    if inputs.dtype not in _GROUPED and (inputs.is_meta or torch.compiler.is_compiling()):
+        out = dispatch_masked(inputs, index[order], [lambda x: x @ weight[0].T, lambda x: x @ weight[1].T])
+    else:
+        out = F.grouped_mm(inputs, weight.transpose(-2, -1), offs=ends)
     biases = _parameters(layers, "bias")
     return out + torch.stack(biases).to(out.dtype)[index[order]] if biases else out
 

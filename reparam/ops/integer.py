@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from reparam.errors import ReparamError
 from reparam.ops.fixed_point import FixedPoint
 from reparam.ops.power_of_two import exponent_of, power_of_two
 from reparam.ops.shift import ShiftLinear
+from reparam.ops.shift_conv2d import ShiftConv2d
+from reparam.ops.shift_layer import ShiftLayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,7 @@ class ShiftCodes:
     """A shift layer's weights as a machine holds them: w = sign * 2**(shift + lowest).
 
     sign (O, I) int8 in {-1, 0, 1}; shift (O, I) int8, at least 0, 0 where the sign is 0; lowest (O, 1) int32 exponents.
+    Of a convolution, I are the weights of one output channel, I / groups * KH * KW in the order of `F.unfold`.
     """
 
     sign: Tensor
@@ -28,10 +32,10 @@ class ShiftCodes:
     lowest: Tensor
 
 
-def shift_codes(layer: ShiftLinear) -> ShiftCodes:
+def shift_codes(layer: ShiftLayer) -> ShiftCodes:
     """Reads the codes of a shift layer; together they give its rounded weights exactly."""
-    weight = layer.weight.detach().float()
-    lowest = layer.offset.to(torch.int32) + layer.options.lowest_exponent
+    weight = layer.weight.detach().float().flatten(1)
+    lowest = layer.offset.to(torch.int32).flatten(1) + layer.options.lowest_exponent
     sign = torch.sign(weight).to(torch.int8)
     shift = torch.where(sign == 0, 0, exponent_of(weight) - lowest).to(torch.int8)
     return ShiftCodes(sign=sign, shift=shift, lowest=lowest)
@@ -39,8 +43,8 @@ def shift_codes(layer: ShiftLinear) -> ShiftCodes:
 
 def activation_codes(x: Tensor, activation: FixedPoint) -> Tensor:
     """Returns the int32 codes n with activation(x) == n * activation.step(), in eval mode."""
-    step = activation.step()
-    rounded = torch.floor(x / step) if activation.rounding == "floor" else torch.round(x / step)
+    scaled = x.float() / activation.step()
+    rounded = torch.floor(scaled) if activation.rounding == "floor" else torch.round(scaled)
     return rounded.clamp(-activation.largest - 1, activation.largest).to(torch.int32)
 
 
@@ -48,24 +52,25 @@ def shift_matmul(codes: Tensor, weights: ShiftCodes, *, accumulator_bits: int = 
     """Multiplies integer activations by a shift layer with shifts and adds only.
 
     Args:
-        codes: (T, I) integers.
-        weights: of the layer.
+        codes: (..., T, I) integers.
+        weights: of the layer; leading axes, such as groups, stand before O as before T.
         accumulator_bits: width of the machine's accumulator.
     Returns:
-        (T, O) int64; the layer's output without bias is this times step * 2**lowest.
+        (..., T, O) int64; the layer's output without bias is this times step * 2**lowest.
     Raises:
         ReparamError: a partial sum could leave the accumulator; the message names the channel and the width needed.
     """
-    terms = (codes.long().unsqueeze(1) << weights.shift.long()) * weights.sign.long()
-    # The sum of magnitudes bounds every partial sum, in whatever order the machine adds.
-    largest = terms.abs().sum(dim=-1).amax(dim=0) if len(codes) else torch.zeros(len(weights.sign), dtype=torch.int64)
-    if len(largest) and int(largest.max()) >= 2 ** (accumulator_bits - 1):
-        channel = int(largest.argmax())
+    # The sum of magnitudes bounds every partial sum, in whatever order the machine adds. It may not fit 64 bits.
+    magnitudes = weights.sign.abs() * power_of_two(weights.shift).double()
+    largest = codes.abs().double() @ magnitudes.mT
+    if largest.numel() and largest.max() >= 2.0 ** (accumulator_bits - 1):
+        channel = int(largest.amax(dim=-2).argmax())
         needed = int(largest.max()).bit_length() + 1
         raise ReparamError(
             f"output channel {channel} needs an accumulator of {needed} bits, the machine has {accumulator_bits}; "
             "use fewer weight or activation bits"
         )
+    terms = (codes.long().unsqueeze(-2) << weights.shift.long().unsqueeze(-3)) * weights.sign.long().unsqueeze(-3)
     return terms.sum(dim=-1)
 
 
@@ -75,11 +80,41 @@ def shift_linear_integer(layer: ShiftLinear, x: Tensor, *, accumulator_bits: int
     Raises:
         ReparamError: the layer's activations are not fixed-point, or an accumulator could overflow.
     """
+    activation, weights = _fixed_point(layer), shift_codes(layer)
+    sums = shift_matmul(activation_codes(x, activation), weights, accumulator_bits=accumulator_bits)
+    return _values(sums, layer, weights)
+
+
+def shift_conv2d_integer(layer: ShiftConv2d, x: Tensor, *, accumulator_bits: int = 32) -> Tensor:
+    """What `layer` gives for `x` (B, I, H, W) when computed in integers; float64 (B, O, OH, OW).
+
+    Raises:
+        ReparamError: as for `shift_linear_integer`.
+    """
+    activation, form, weights = _fixed_point(layer), layer.form, shift_codes(layer)
+    codes = activation_codes(form.prepared(x), activation)
+    # torch unfolds floats only, which hold all codes; a padded pixel has code 0.
+    patches = F.unfold(codes.float(), form.kernel, dilation=form.dilation, padding=form.padding, stride=form.stride)
+    rows = patches.unflatten(1, (form.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).long()  # (groups, T, I)
+    sums = shift_matmul(rows, _by_group(weights, form.groups), accumulator_bits=accumulator_bits)
+    values = _values(sums.movedim(0, 1).flatten(1), layer, weights)
+    return values.view(len(x), *form.output(x.shape), -1).movedim(-1, 1)
+
+
+def _fixed_point(layer: ShiftLayer) -> FixedPoint:
     if not isinstance(layer.activation, FixedPoint):
         raise ReparamError("an integer form needs fixed-point activations; set activation_bits = 8 or 16")
-    weights = shift_codes(layer)
-    sums = shift_matmul(activation_codes(x, layer.activation), weights, accumulator_bits=accumulator_bits)
-    scale = layer.activation.step().double() * power_of_two(weights.lowest).double().T
+    return layer.activation
+
+
+def _by_group(weights: ShiftCodes, groups: int) -> ShiftCodes:
+    sign, shift, lowest = (t.unflatten(0, (groups, -1)) for t in (weights.sign, weights.shift, weights.lowest))
+    return ShiftCodes(sign=sign, shift=shift, lowest=lowest)
+
+
+def _values(sums: Tensor, layer: ShiftLayer, weights: ShiftCodes) -> Tensor:
+    """What accumulators (T, O) stand for, bias added."""
+    scale = _fixed_point(layer).step().double() * power_of_two(weights.lowest).double().T
     return sums.double() * scale + (0.0 if layer.bias is None else layer.bias.detach().double())
 
 

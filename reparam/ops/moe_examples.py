@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from reparam.ops.base import Example
 from reparam.ops.moe_options import MoeMlpOptions
-from reparam.ops.shift import ShiftLinearOptions
+from reparam.ops.shift_weight import ShiftOptions
 from reparam.ops.site import MlpForm, Site
 
 WIDTH, HIDDEN = 8, 16
@@ -79,10 +79,10 @@ def moe_examples() -> list[Example]:
     """Every kind with the default options, and every option on a straight chain."""
     depthwise = MlpForm(linears=("fc1", "fc2"), mixes_tokens=True)
     normalised = MlpForm(linears=("0", "3"), layout="channels_first", mixes_tokens=True)
-    fixed_point = ShiftLinearOptions(activation_bits=8)
+    fixed_point = ShiftOptions(activation_bits=8)
     return [
         _example("default"),
-        _example("ps", shift=ShiftLinearOptions(parameterisation="ps")),
+        _example("ps", shift=ShiftOptions(parameterisation="ps")),
         _example("probability-gate", gate="probability", router_init="normal"),
         _example("released-gate", gate="one", router_init="normal", router_noise=0.0),
         _example("grouped", dispatch="grouped", router_init="normal"),
@@ -96,9 +96,7 @@ def moe_examples() -> list[Example]:
             MlpForm(linears=("0", "3")),
         ),
         _example("maps", lambda: _maps(nn.GELU()), _MAPS, shape=_MAP, router_init="normal"),
-        _example(
-            "maps-ps", lambda: _maps(nn.GELU()), _MAPS, shape=_MAP, shift=ShiftLinearOptions(parameterisation="ps")
-        ),
+        _example("maps-ps", lambda: _maps(nn.GELU()), _MAPS, shape=_MAP, shift=ShiftOptions(parameterisation="ps")),
         _example("depthwise", _Depthwise, depthwise, router_init="normal"),
         _example("depthwise-grouped", _Depthwise, depthwise, router_init="normal", dispatch="grouped"),
         _example("batch-norm", lambda: _maps(nn.BatchNorm2d(HIDDEN), nn.GELU()), normalised, shape=_MAP),

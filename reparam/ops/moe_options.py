@@ -7,13 +7,13 @@ from torch import Tensor
 
 from reparam.ops.base import OperatorOptions
 from reparam.ops.routing import Gate, Router
-from reparam.ops.shift import ShiftLinearOptions
+from reparam.ops.shift_weight import ShiftOptions
 
 
 class MoeMlpOptions(OperatorOptions):
     """Options of `moe_mlp`; the defaults are ours except `latency`, which is the released constant until measured."""
 
-    shift: ShiftLinearOptions = Field(ShiftLinearOptions(), description="Options of the shift expert's layers.")
+    shift: ShiftOptions = Field(ShiftOptions(), description="Options of the shift expert's layers.")
     latency: tuple[float, float] = Field((0.6, 0.4), description="Time of the multiply and the shift expert, any unit.")
     gate: Gate = Field("straight_through", description="p / sg(p), p, or the released constant 1.")
     router_init: Literal["zero", "normal"] = Field("zero", description="Zero starts with every token multiplied.")

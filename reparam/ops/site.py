@@ -71,6 +71,10 @@ class Site(Frozen):
     `refusal` is the finder's own reason why no operator can take the place; an operator may refuse for reasons of its
     own. `no_gain` is the finder's reason why it should not (it is linear already), `idle` says that it took no part in
     the run. `number` tells several of one kind in one forward apart, in the order of their calls.
+
+    Of layers: `is_first` says that no other layer lies between the model's input and this one, `is_last` that none lies
+    between this one and the model's output. `normalised` says that a normalisation reads its output, and nothing else.
+    `is_called` is false where only its weight is read, by an operation of its owner.
     """
 
     path: str
@@ -85,5 +89,9 @@ class Site(Frozen):
     refusal: str | None = None
     no_gain: str | None = None
     idle: bool = False
+    is_first: bool = False
+    is_last: bool = False
+    is_called: bool = True
+    normalised: bool = False
     attention: AttentionForm | None = None
     mlp: MlpForm | None = None

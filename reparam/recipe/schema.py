@@ -22,6 +22,10 @@ class Match(Frozen):
     type: str | None = Field(None, description="Qualified class name, as a glob: 'timm.layers.attention.*'.")
     path: str | None = Field(None, description="Dotted module path, as a glob, or 're:' and a full-match regex.")
     within: Enclosure | None = Field(None, description="Kind of the block that the site is a part of.")
+    edge: Literal["first", "last"] | None = Field(
+        None,
+        description="Layers that read the model's input before any other, or that no other reads: stem, classifier.",
+    )
     exclude: tuple[str, ...] = Field((), description="Paths (globs or 're:') that the rule leaves to later rules.")
 
 

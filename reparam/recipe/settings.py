@@ -39,12 +39,20 @@ class TrainSettings:
     min_lr: float = setting(1e-6, "Learning rate at the end of the schedule.")
     cooldown_epochs: int = setting(0, "Epochs at `min_lr` after the schedule.")
 
+    fit_images: int = setting(
+        0, "Training images on which each converted layer is first fitted to the dense one it replaces; 0 turns it off."
+    )
+    fit_steps: int = setting(100, "Optimiser steps of that fit in each layer.")
+
     smoothing: float = setting(0.1, "Label smoothing.")
     mixup: float = setting(0.0, "Mixup alpha; 0 turns it off.")
     cutmix: float = setting(0.0, "CutMix alpha; 0 turns it off.")
     no_aug: bool = setting(False, "Train on resized images without augmentation.")
     scale: tuple[float, float] = setting((0.08, 1.0), "Range of the random crop's area.")
     ratio: tuple[float, float] = setting((0.75, 4 / 3), "Range of the random crop's aspect ratio.")
+    crop_padding: int = setting(
+        0, "Pad training images by so many pixels and crop them back, instead of a random area; CIFAR's 4."
+    )
     hflip: float = setting(0.5, "Probability of a horizontal flip.")
     vflip: float = setting(0.0, "Probability of a vertical flip.")
     color_jitter: float = setting(0.4, "Colour jitter factor; 0 turns it off.")

@@ -15,6 +15,7 @@ from timm.data import create_loader, resolve_data_config
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torch.utils.data import IterableDataset
+from torchvision import transforms
 
 from reparam.errors import DataError, OptionError
 from reparam.recipe.data_settings import DataSettings
@@ -117,6 +118,16 @@ def read_batches(batches: Batches, *, device: torch.device) -> Iterator[tuple[Te
     raise DataError(message)
 
 
+def first_images(batches: Batches, count: int, *, device: torch.device) -> Tensor:
+    """The first `count` images of a loader, or as many as it has (N, C, H, W)."""
+    found: list[Tensor] = []
+    for images, _ in read_batches(batches, device=device):
+        found.append(images)
+        if sum(map(len, found)) >= count:
+            break
+    return torch.cat(found)[:count]
+
+
 def _with_the_classes_of(train: Split, val: Split, data: DataSettings, channels: int) -> Split:
     """Re-opens a folder split that lacks some classes with the training indices, which would shift otherwise."""
     missing = missing_classes(train, val)
@@ -130,7 +141,7 @@ def _with_the_classes_of(train: Split, val: Split, data: DataSettings, channels:
 def _train_loader(
     split: Split, data: DataSettings, settings: TrainSettings, *, image: ImageFormat, device: torch.device
 ) -> Batches:
-    _check_interpolation(data.train_interpolation)
+    _check_interpolation(data.train_interpolation, is_training=True)
     augmentation = {
         "is_training": True,
         "no_aug": settings.no_aug,
@@ -144,9 +155,21 @@ def _train_loader(
         "re_mode": "pixel",
         "interpolation": data.train_interpolation,
     }
-    return _loader(
+    loader = _loader(
         split, image=image, batch_size=settings.batch_size, workers=settings.workers, device=device, **augmentation
     )
+    if settings.crop_padding:
+        _crop_from_padding_(split, image, settings)
+    return loader
+
+
+def _crop_from_padding_(split: Split, image: ImageFormat, settings: TrainSettings) -> None:
+    """Puts CIFAR's augmentation in the place of timm's random area, which it has no option for."""
+    if settings.no_aug:
+        raise OptionError("crop_padding is an augmentation, and no_aug turns those off; leave one of them out")
+    steps = split.images.transform.transforms  # type: ignore[union-attr]  # what timm has put there
+    resize = transforms.Resize(image.input_size[1:], interpolation=str_to_interp_mode(image.interpolation))
+    steps[:1] = [resize, transforms.RandomCrop(image.input_size[1:], padding=settings.crop_padding)]
 
 
 def _eval_loader(split: Split, *, image: ImageFormat, batch_size: int, workers: int, device: torch.device) -> Batches:
@@ -198,12 +221,12 @@ def _per_channel(values: tuple[float, ...], channels: int, *, name: str) -> tupl
     raise DataError(f"--{name}: wanted 1 or {channels} figures for {channels} channels, got {len(values)}")
 
 
-def _check_interpolation(name: str) -> None:
-    if name == "random":
+def _check_interpolation(name: str, *, is_training: bool = False) -> None:
+    if name == "random" and is_training:
         return
     try:
         str_to_interp_mode(name)
     except KeyError:
         raise OptionError(
-            f'unknown interpolation "{name}". Known: random, nearest, bilinear, bicubic, lanczos.'
+            f'unknown interpolation "{name}". Known: nearest, bilinear, bicubic, lanczos; in training random too.'
         ) from None

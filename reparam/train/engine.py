@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reparam.errors import OptionError, TrainError
 from reparam.recipe.settings import TrainSettings
+from reparam.train.step_gradients import StepGradients
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 
@@ -40,7 +41,7 @@ class Engine:
     ) -> None:
         self.accelerator = _accelerator(settings, device)
         self._clip = settings.clip_grad
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._gradients = StepGradients.of(model)
         self.student, self.optimizer = self.accelerator.prepare(Student(model), optimizer)
 
     @property
@@ -62,9 +63,12 @@ class Engine:
         self.accelerator.backward(loss)
 
     def step(self) -> None:
-        """Clips, steps the optimiser, and clears the gradients."""
+        """Clips, gives the gradients that want it a norm of their own, steps the optimiser, clears the gradients."""
         if self._clip is not None:
-            self.accelerator.clip_grad_norm_(self._parameters, self._clip)
+            self.accelerator.clip_grad_norm_(self._gradients.others, self._clip)  # which unscales
+        elif self._gradients.scaled:
+            self.accelerator.unscale_gradients(self.optimizer)
+        self._gradients.scale_()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -79,3 +79,34 @@ def test_a_site_outside_of_every_block_says_so() -> None:
     alone = SITE.model_copy(update={"within": None})
     wants = 'it wants within = "mlp", and this lies within no attention and no mlp'
     assert mismatch(Match(within="mlp"), alone) == wants
+
+
+FIRST, LAST = {"is_first": True}, {"is_last": True}
+
+
+@pytest.mark.parametrize(
+    ("place", "edge", "words"),
+    [
+        (FIRST, "first", None),
+        (LAST, "last", None),
+        (FIRST | LAST, "first", None),
+        (FIRST | LAST, "last", None),
+        ({}, "first", 'it wants edge = "first", and other layers come before'),
+        (LAST, "first", 'it wants edge = "first", and other layers come before'),
+        ({}, "last", 'it wants edge = "last", and other layers come behind'),
+        (FIRST, "last", 'it wants edge = "last", and other layers come behind'),
+    ],
+    ids=str,
+)
+def test_an_edge_picks_the_first_or_the_last_layers(place: dict[str, bool], edge: str, words: str | None) -> None:
+    match, site = Match.model_validate({"kind": "linear", "edge": edge}), SITE.model_copy(update=place)
+    assert mismatch(match, site) == words
+    assert picks(match, site) is (words is None)
+
+
+def test_an_edge_is_asked_for_beside_the_other_fields() -> None:
+    stem = SITE.model_copy(update=FIRST)
+    assert picks(Match(edge="first", path="blocks.*", within="attention"), stem)
+    assert not picks(Match(edge="first", path="head"), stem)
+    assert not picks(Match(edge="first", exclude=("*.qkv",)), stem)
+    assert picks(Match(), stem)

@@ -13,15 +13,16 @@ from reparam.errors import OptionError, ReparamError
 from reparam.ops.base import parse_options
 from reparam.ops.fixed_point import FixedPoint
 from reparam.ops.integer import shift_codes, shift_linear_integer, shift_matmul
-from reparam.ops.shift import ShiftLinear, ShiftLinearOptions, channel_offset, shift_weight
+from reparam.ops.shift import ShiftLinear
+from reparam.ops.shift_weight import ShiftOptions, channel_offset, shift_weight
 
 
 def layer(dense: nn.Linear | None = None, **options: object) -> ShiftLinear:
     dense = dense or nn.Linear(16, 6)
-    return ShiftLinear(dense.weight, dense.bias, ShiftLinearOptions(**options))  # type: ignore[arg-type]
+    return ShiftLinear(dense.weight, dense.bias, ShiftOptions(**options))  # type: ignore[arg-type]
 
 
-def by_definition(weight: Tensor, offset: Tensor, options: ShiftLinearOptions) -> Tensor:
+def by_definition(weight: Tensor, offset: Tensor, options: ShiftOptions) -> Tensor:
     """Element by element: log2, nearest exponent, range, zero code."""
     out = torch.zeros_like(weight)
     for o, row in enumerate(weight.tolist()):
@@ -38,7 +39,7 @@ def by_definition(weight: Tensor, offset: Tensor, options: ShiftLinearOptions) -
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 8), st.booleans(), st.booleans(), st.integers(0, 2**16))
 def test_weights_are_rounded_as_defined(bits: int, zero_code: bool, offset: bool, seed: int) -> None:
-    options = ShiftLinearOptions(bits=bits, zero_code=zero_code, per_channel_offset=offset)
+    options = ShiftOptions(bits=bits, zero_code=zero_code, per_channel_offset=offset)
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 9, generator=generator) * torch.logspace(-3, 1, 4).unsqueeze(1)
     weight[0, 0] = 0.0
@@ -50,7 +51,7 @@ def test_weights_are_rounded_as_defined(bits: int, zero_code: bool, offset: bool
 @given(st.integers(2, 8), st.booleans(), st.integers(0, 2**16))
 def test_there_are_never_more_values_than_codes(bits: int, zero_code: bool, seed: int) -> None:
     weight = torch.randn(1, 4000, generator=torch.Generator().manual_seed(seed)) * 2
-    rounded = ShiftLinear(weight, None, ShiftLinearOptions(bits=bits, zero_code=zero_code)).weight
+    rounded = ShiftLinear(weight, None, ShiftOptions(bits=bits, zero_code=zero_code)).weight
     exponents = {abs(w) for w in rounded.flatten().tolist()}
     assert len(exponents) <= 2 ** (bits - 1)
     assert (0.0 in exponents) <= zero_code
@@ -69,15 +70,15 @@ def test_the_offset_is_the_power_of_two_nearest_to_the_largest_weight() -> None:
 
 def test_a_scaled_channel_keeps_its_relative_error() -> None:
     weight = torch.randn(1, 50)
-    options = ShiftLinearOptions(bits=4)
+    options = ShiftOptions(bits=4)
     small = ShiftLinear(weight / 1024, None, options).weight
     assert torch.equal(small * 1024, ShiftLinear(weight, None, options).weight)
-    fixed = ShiftLinear(weight / 1024, None, ShiftLinearOptions(bits=4, per_channel_offset=False)).weight
+    fixed = ShiftLinear(weight / 1024, None, ShiftOptions(bits=4, per_channel_offset=False)).weight
     assert not torch.equal(fixed * 1024, ShiftLinear(weight, None, options).weight)
 
 
 def test_the_published_range_has_no_zero_code_and_clamps_into_its_ends() -> None:
-    options = ShiftLinearOptions(per_channel_offset=False, zero_code=False)
+    options = ShiftOptions(per_channel_offset=False, zero_code=False)
     weight = torch.tensor([[0.7, 0.75, -0.3, 1.6, 1e-6, 0.0, -1e-9]])
     assert options.lowest_exponent == -15
     expected = [0.5, 1.0, -0.25, 1.0, 2.0**-15, 0.0, -(2.0**-15)]
@@ -125,7 +126,7 @@ def test_stochastic_rounding_is_drawn_in_training_only() -> None:
 
 def test_double_weights_round_like_floats() -> None:
     weight = torch.randn(4, 9)
-    options = ShiftLinearOptions()
+    options = ShiftOptions()
     single = ShiftLinear(weight, None, options).weight
     assert torch.equal(ShiftLinear(weight.double(), None, options).weight, single.double())
 

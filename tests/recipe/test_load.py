@@ -199,7 +199,7 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_sentence(tmp_path: Path, con
 def test_a_misspelt_name_lists_the_shipped_recipes_and_the_closest() -> None:
     (line,) = faults_of("shiftadvit")
     assert line.startswith('unknown recipe "shiftadvit". Did you mean "shiftaddvit"')
-    assert "Shipped: deepshift-ps, deepshift-q, " in line
+    assert "Shipped: addernet, deepshift-ps, deepshift-q, " in line
 
 
 def test_a_missing_file_names_the_shipped_recipe_of_that_name(tmp_path: Path) -> None:
@@ -239,6 +239,15 @@ def test_a_recipe_object_is_checked_like_a_file() -> None:
     assert faults_of(recipe) == [expected]
 
 
+def test_a_rule_may_name_an_edge_of_the_model_and_no_other_place(tmp_path: Path) -> None:
+    first = GOOD.replace('within = "mlp"', 'edge = "first"')
+    assert load_recipe(write(tmp_path, first)).stages[0].rules[0].match == Match(kind="linear", edge="first")
+    path = write(tmp_path, GOOD.replace('within = "mlp"', 'edge = "fist"'))
+    assert faults_of(path) == [
+        f"{path}, stage 0, rule 0, match, key \"edge\": wanted 'first' or 'last', got 'fist'. Did you mean \"first\"?"
+    ]
+
+
 # -- laws
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
@@ -256,6 +265,7 @@ MATCHES = st.builds(
     type=st.none() | TEXT,
     path=st.none() | PATTERNS,
     within=st.sampled_from([None, "attention", "mlp"]),
+    edge=st.sampled_from([None, "first", "last"]),
     exclude=st.lists(PATTERNS, max_size=2).map(tuple),
 )
 RULES = st.builds(

@@ -1,5 +1,5 @@
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from reparam.errors import DataError, OptionError
 from reparam.recipe.data_settings import DataSettings
@@ -119,3 +120,79 @@ def test_unknown_filters_and_policies_are_option_errors(data: DataSettings) -> N
         loaders(replace(data, train_interpolation="cubic"))
     with pytest.raises(OptionError, match="timm does not take"):
         loaders(data, TrainSettings(batch_size=8, workers=0, aa="no-such-policy"))
+
+
+CROPS = TrainSettings(batch_size=8, workers=0, crop_padding=2, hflip=0.0, color_jitter=0.0)
+
+
+def place_of(height: int, width: int) -> Image.Image:
+    """A picture in which each pixel tells its place; none is 0."""
+    return Image.fromarray(np.arange(1, height * width + 1, dtype=np.uint8).reshape(height, width))
+
+
+def folder_of(image: Image.Image, root: Path) -> DataSettings:
+    for split in ("train", "validation"):
+        (root / split / "only").mkdir(parents=True)
+        for number in range(24):
+            image.save(root / split / "only" / f"{number:03}.png")
+    return DataSettings(data_dir=str(root), mean=(0.5,), std=(0.5,), interpolation="bilinear", crop_pct=1.0)
+
+
+def pixels_of(batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
+    normalised = torch.cat([images[:, 0] for images, _ in batches])
+    return ((normalised * 0.5 + 0.5) * 255).round().to(torch.uint8).numpy()
+
+
+def places_of(crop: np.ndarray, image: np.ndarray, padding: int) -> list[tuple[int, int]]:
+    """Where in the padded image the crop was taken from: one place, if it is a crop."""
+    padded, (height, width) = np.pad(image, padding), image.shape
+    return [
+        (top, left)
+        for top in range(2 * padding + 1)
+        for left in range(2 * padding + 1)
+        if np.array_equal(crop, padded[top : top + height, left : left + width])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "hflip"), [((8, 8), 0.0), ((8, 8), 1.0), ((14, 14), 0.0), ((10, 16), 0.0), ((4, 4), 0.0)], ids=str
+)
+def test_padded_crops_are_taken_from_the_resized_image_with_zeros_around(
+    tmp_path: Path, size: tuple[int, int], hflip: float
+) -> None:
+    image = place_of(*size)
+    resized = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
+    torch.manual_seed(0)
+    made = loaders(folder_of(image, tmp_path), replace(CROPS, hflip=hflip), num_classes=1)
+    crops = pixels_of(made.train)
+    assert len(crops) == 24
+    found = [places_of(crop[:, ::-1] if hflip else crop, resized, 2) for crop in crops]
+    assert {len(places) for places in found} == {1}
+    assert {top for ((top, _),) in found} == {left for ((_, left),) in found} == {0, 1, 2, 3, 4}
+    assert not any(places_of(crop, resized, 2) for crop in crops if hflip)
+
+
+def test_padded_crops_are_of_training_only_and_off_by_default(tmp_path: Path) -> None:
+    image = place_of(8, 8)
+    data, whole = folder_of(image, tmp_path), np.asarray(image)
+    assert TrainSettings().crop_padding == 0
+    assert all(np.array_equal(pixels, whole) for pixels in pixels_of(loaders(data, CROPS, num_classes=1).val))
+    uncropped = replace(CROPS, crop_padding=0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    assert all(np.array_equal(pixels, whole) for pixels in pixels_of(loaders(data, uncropped, num_classes=1).train))
+
+
+def test_padded_crops_of_a_loader_with_processes_are_padded_crops(tmp_path: Path) -> None:
+    image = place_of(8, 8)
+    made = loaders(folder_of(image, tmp_path), replace(CROPS, workers=1), num_classes=1)
+    assert all(places_of(crop, np.asarray(image), 2) for crop in pixels_of(made.train))
+
+
+def test_padded_crops_without_augmentation_are_a_contradiction(data: DataSettings) -> None:
+    with pytest.raises(OptionError, match="crop_padding is an augmentation, and no_aug turns those off"):
+        loaders(data, replace(CROPS, no_aug=True))
+
+
+@pytest.mark.parametrize("settings", [CROPS, PLAIN], ids=["padded crops", "no augmentation"])
+def test_evaluation_has_no_random_interpolation(data: DataSettings, settings: TrainSettings) -> None:
+    with pytest.raises(OptionError, match='unknown interpolation "random"'):
+        loaders(replace(data, interpolation="random"), settings)

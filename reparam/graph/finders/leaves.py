@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from reparam.graph.finders.base import Scene, finder, qualified_type
+from reparam.graph.neighbours import feeds_no_layer, is_normalised, reads_no_layer
 from reparam.ops.site import Site
 from reparam.recipe.schema import Kind
 from reparam.trace.record import ModuleCall, Op, Ref, Trace
@@ -86,12 +87,17 @@ def _own(path: str, readers: list[Op]) -> list[Op]:
 
 def _site(scene: Scene, path: str, kind: Kind, use: _Use) -> Site:
     input_shape, output_shape = use.shapes
+    products = use.products or use.readers
     return Site(
         path=path,
         kind=kind,
         type=qualified_type(scene.modules[path]),
         input_shape=input_shape,
         output_shape=output_shape,
+        is_first=bool(products) and all(reads_no_layer(scene.trace, op.inputs[0]) for op in products),
+        is_last=bool(products) and all(feeds_no_layer(scene.trace, op.output) for op in products),
+        is_called=bool(use.calls),
+        normalised=bool(use.calls) and all(is_normalised(scene.trace, out) for c in use.calls for out in c.outputs),
         calls=len(use.calls) or len(use.readers),
         shared_with=scene.shared_with(path),
         idle=not use.calls and not use.readers,

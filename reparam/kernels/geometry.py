@@ -1,0 +1,76 @@
+"""The sizes of a convolution on channels-last images: strides, padding, dilation, groups, and what they imply."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of one convolution, height before width; `in_channels` and `out_channels` are those of one group."""
+
+    batch: int
+    image: Pair
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    in_channels: int
+    out_channels: int
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> "Geometry":
+        """Of images x (B, H, W, groups * I) and a weight (groups * O, I, KH, KW)."""
+        return cls(
+            batch=x.shape[0],
+            image=(x.shape[1], x.shape[2]),
+            kernel=(weight.shape[2], weight.shape[3]),
+            stride=(stride[0], stride[1]),
+            padding=(padding[0], padding[1]),
+            dilation=(dilation[0], dilation[1]),
+            groups=groups,
+            in_channels=weight.shape[1],
+            out_channels=weight.shape[0] // groups,
+        )
+
+    @property
+    def extent(self) -> Pair:
+        """How many pixels a kernel spans, without the first."""
+        return self.dilation[0] * (self.kernel[0] - 1), self.dilation[1] * (self.kernel[1] - 1)
+
+    @property
+    def output(self) -> Pair:
+        """Height and width of the output."""
+        return self._output(0), self._output(1)
+
+    def _output(self, dim: int) -> int:
+        return (self.image[dim] + 2 * self.padding[dim] - self.extent[dim] - 1) // self.stride[dim] + 1
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """Of the output (B, OH, OW, groups * O)."""
+        return self.batch, *self.output, self.groups * self.out_channels
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The images with zeros around them, contiguous."""
+        rows, columns = self.padding
+        return F.pad(x, (0, 0, columns, columns, rows, rows)).contiguous() if rows or columns else x.contiguous()
+
+    def tap(self, padded: Tensor, i: int, j: int) -> Tensor:
+        """What weight (i, j) reads for each output pixel: a view (B, OH, OW, channels) of padded images."""
+        (height, width), (rows, columns) = self.output, self.stride
+        top, left = i * self.dilation[0], j * self.dilation[1]
+        return padded[:, top : top + rows * (height - 1) + 1 : rows, left : left + columns * (width - 1) + 1 : columns]

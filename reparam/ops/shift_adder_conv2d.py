@@ -1,0 +1,122 @@
+"""shift_adder_conv2d: the ShiftAddNet block, a shift convolution followed by an adder convolution.
+
+    Z = conv2d(X, W'),  W' signed powers of two;    Y[o, p] = -sum_k |V[o, k] - Z[k, p]|
+
+The shift part takes the place of the dense convolution, weights included; the adder has the same kernel at stride 1 and
+maps its O channels to O, and nothing stands between them. Twice the layers, no multiplication.
+Source: ShiftAddNet, arXiv:2010.12785.  Shapes: X (B, I, H, W), W' (O, I / groups, KH, KW), V (O, O / groups, KH, KW).
+"""
+
+import functools
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from reparam.counts import OpCount
+from reparam.ops.adder_conv2d import AdderConv2d, AdderConv2dOptions
+from reparam.ops.adder_layer import NO_NORM, WEIGHT_ONLY
+from reparam.ops.base import Example, Operator, OperatorOptions, operator
+from reparam.ops.conv_form import ConvForm, conv_site, refuse_conv2d
+from reparam.ops.shift_conv2d import ShiftConv2d, ShiftConv2dOptions
+from reparam.ops.site import Site
+
+
+class RandomAdderOptions(AdderConv2dOptions):
+    """Options of an adder layer that has no pretrained weights."""
+
+    init: Literal["normal"] = Field("normal", description="N(0, 1), as published.")
+
+
+class ShiftAdderOptions(OperatorOptions):
+    """Options of `shift_adder_conv2d`: those of its two layers."""
+
+    shift: ShiftConv2dOptions = Field(ShiftConv2dOptions(), description="Options of the shift layer.")
+    adder: RandomAdderOptions = Field(RandomAdderOptions(), description="Options of the adder layer.")
+
+
+@operator("shift_adder_conv2d", kind="conv2d", source="arXiv:2010.12785")
+class ShiftAdderConv2d(Operator):
+    """Y = adder(shift(X)).  Before: n mul + n add.  After: n shift + n add, and O/I as many differences.
+
+    State: `shift.*` and `adder.*`.
+    """
+
+    Options = ShiftAdderOptions
+
+    def __init__(self, shift: ShiftConv2d, adder: AdderConv2d) -> None:
+        super().__init__()
+        self.shift, self.adder = shift, adder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps x (B, I, H, W) to (B, O, OH, OW)."""
+        out: Tensor = self.adder(self.shift(x))
+        return out
+
+    @classmethod
+    def refuse(cls, site: Site, dense: nn.Module, options: ShiftAdderOptions) -> str | None:
+        """Takes what `adder_conv2d` takes."""
+        if not site.is_called:
+            return WEIGHT_ONLY
+        is_bare = options.adder.norm == "require" and not site.normalised
+        return refuse_conv2d(site, dense) or (NO_NORM if is_bare else None)
+
+    @classmethod
+    def remark(cls, site: Site, options: ShiftAdderOptions) -> str | None:
+        """Says where a normalisation is inserted."""
+        return AdderConv2d.remark(site, options.adder)
+
+    @classmethod
+    def from_dense(cls, dense: nn.Module, site: Site, options: ShiftAdderOptions) -> "ShiftAdderConv2d":
+        """The shift layer carries the weight and bias of an `nn.Conv2d` over; the adder starts at random."""
+        assert isinstance(dense, nn.Conv2d)
+        shift = ShiftConv2d.from_dense(dense, site, options.shift)
+        width, like, kernel = dense.out_channels, dense.weight, ConvForm.of(dense).kernel
+        form = ConvForm(
+            kernel=kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=dense.groups, is_same=True
+        )
+        # Its starting weights are random: only the shape of what it is given counts.
+        start = like.new_empty(width, width // dense.groups, *kernel)
+        norm = nn.Identity() if site.normalised else nn.BatchNorm2d(width, device=like.device, dtype=like.dtype)
+        adder = AdderConv2d(start, None, form, options.adder, norm=norm)
+        return cls(shift, adder.requires_grad_(dense.weight.requires_grad)).train(dense.training)
+
+    def op_count(self, *input_shapes: tuple[int, ...]) -> OpCount:
+        """The counts of both layers."""
+        form, width = self.shift.form, self.adder.out_channels
+        differences = self.adder.count(
+            outputs=form.outputs(input_shapes[0]) * width, depth=width // form.groups * math.prod(form.kernel)
+        )
+        return self.shift.op_count(*input_shapes) + differences
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        """Strides, groups, even kernels, frozen shifts; refused: ties, no norm."""
+
+        def example(name: str, *args: Any, refusal: str | None = None, **fields: Any) -> Example:
+            options = {"padding": 1} if not args else fields.pop("conv", {})
+            dense = functools.partial(nn.Conv2d, *(args or (4, 6, 3)), **options)
+            changes: dict[str, Any] = {
+                key: fields.pop(key) for key in ("shared_with", "normalised", "is_called") if key in fields
+            }
+            site = conv_site(dense()).model_copy(update=changes)
+            return Example(
+                name=name,
+                site=site,
+                dense=dense,
+                inputs=lambda: (torch.randn(site.input_shape),),
+                options=ShiftAdderOptions.model_validate(fields),
+                refusal=refusal,
+            )
+
+        return [
+            example("plain"),
+            example("strided-no-bias", 4, 6, 3, 2, 1, conv={"bias": False}, shift={"parameterisation": "ps"}),
+            example("depthwise-even", 4, 4, 2, conv={"groups": 4}, normalised=False),
+            example("fixed", shift={"frozen": True, "sparsity": 0.5}),
+            example("shared", shared_with=("b",), refusal='its weight is shared with "b", which would stay dense'),
+            example("no-norm", normalised=False, adder={"norm": "require"}, refusal=NO_NORM),
+            example("not-called", is_called=False, refusal=WEIGHT_ONLY),
+        ]

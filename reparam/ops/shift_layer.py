@@ -1,0 +1,61 @@
+"""What shift layers share, linear or convolution: latent parameters, the rounded weight, a fixed-point input."""
+
+import torch
+from torch import Tensor, nn
+
+from reparam.counts import OpCount
+from reparam.ops.base import Operator
+from reparam.ops.fixed_point import FixedPoint
+from reparam.ops.power_of_two import exponent_of
+from reparam.ops.shift_weight import ShiftOptions, channel_offset, shift_and_sign_weight, shift_weight
+
+
+class ShiftLayer(Operator):
+    """Base of the layers whose weight is rounded to signed powers of two; subclasses add their product.
+
+    Reading `.weight` gives the rounded weights, also to models that call `F.linear(x, layer.weight)` themselves.
+    State: `latent` (O, ...), or `shift` and `sign` (O, ...) for ps; `bias` (O,); `offset` (O, 1, ...) int8.
+    """
+
+    Options = ShiftOptions
+    no_decay = ("shift", "sign")
+    offset: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, options: ShiftOptions) -> None:
+        super().__init__()
+        self.options = options
+        zero = torch.zeros(len(weight), *[1] * (weight.ndim - 1), dtype=torch.int8, device=weight.device)
+        offset = channel_offset(weight, domain=options.domain) if options.per_channel_offset else zero
+        self.register_buffer("offset", offset)
+        self.bias = None if bias is None else nn.Parameter(bias.detach())
+        if options.parameterisation == "q":
+            self.latent = nn.Parameter(weight.detach())
+        else:
+            self._init_shift_and_sign(weight.detach(), offset)
+        bits, rounding = options.activation_bits, options.activation_rounding
+        self.activation = FixedPoint(bits, rounding=rounding) if bits else nn.Identity()
+
+    def _init_shift_and_sign(self, weight: Tensor, offset: Tensor) -> None:
+        start = shift_weight(weight.float(), offset, self.options)
+        shift = (exponent_of(start) - offset).clamp(self.options.lowest_exponent, 0)
+        self.shift = nn.Parameter(shift.to(weight.dtype))
+        self.sign = nn.Parameter(torch.sign(start).to(weight.dtype))
+
+    @property
+    def weight(self) -> Tensor:
+        """The rounded weights (O, ...); gradients reach the latent parameters."""
+        return self.rounded_weight()
+
+    def rounded_weight(self) -> Tensor:
+        """The latent parameters, rounded."""
+        if self.options.parameterisation == "q":
+            return shift_weight(self.latent, self.offset, self.options, training=self.training)
+        return shift_and_sign_weight(self.shift, self.sign, self.offset, self.options)
+
+    def count(self, *, inputs: int, outputs: int, products: int) -> OpCount:
+        """One shift and one add per product, one add per output for the bias, and fixed-point scaling of the input."""
+        bias = outputs if self.bias is not None else 0
+        operand = f"i{self.options.activation_bits}" if self.options.activation_bits else "f32"
+        scaled = inputs if self.options.activation_bits else 0
+        fixed_point = OpCount({("shift", "f32"): 2 * scaled, ("cmp", "f32"): 2 * scaled})
+        return OpCount({("shift", operand): products, ("add", operand): products + bias}) + fixed_point

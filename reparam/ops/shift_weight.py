@@ -1,0 +1,127 @@
+"""Weights that are signed powers of two: options, rounding, and DeepShift's two parameterisations.
+
+    w[o] in {0, +-2**p},   p in [e[o] + p_min, e[o]]
+
+e[o] is a power-of-two offset per output channel (one shift of the accumulator: free in hardware). b bits are one sign
+bit and b - 1 bits of exponent code, of which one code is zero: p_min = -(2**(b - 1) - 2), or one lower without it.
+
+Source: DeepShift, arXiv:1905.13298 (Q and PS). Repaired: no parameter is changed in forward, the range follows each
+channel's largest weight, zero has a code of its own, rounding is exact.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from reparam.ops.base import OperatorOptions
+from reparam.ops.power_of_two import (
+    Domain,
+    exponent_of,
+    power_of_two,
+    round_to_power_of_two,
+    round_to_power_of_two_stochastically,
+)
+from reparam.ops.ste import straight_through
+
+
+class ShiftOptions(OperatorOptions):
+    """Options of shift layers; the defaults are ours, `deepshift-q` and `deepshift-ps` set the published ones."""
+
+    parameterisation: Literal["q", "ps"] = Field("q", description="q trains one latent weight, ps a shift and a sign.")
+    bits: int = Field(5, ge=2, le=8, description="Width of one weight, sign included.")
+    domain: Domain = Field("log", description="Nearest exponent (log) or nearest value (linear).")
+    rounding: Literal["nearest", "stochastic"] = Field("nearest", description="Stochastic applies in training only.")
+    per_channel_offset: bool = Field(True, description="Shift each output channel's range to its largest weight.")
+    zero_code: bool = Field(True, description="Spend one code on zero.")
+    activation_bits: Literal[0, 8, 16] = Field(0, description="Fixed-point width of the input; 0 leaves it float.")
+    activation_rounding: Literal["nearest", "floor"] = Field(
+        "nearest", description="Rounding of the fixed-point input."
+    )
+
+    @model_validator(mode="after")
+    def _ps_has_a_zero(self) -> "ShiftOptions":
+        if self.parameterisation == "ps" and not self.zero_code:
+            raise ValueError('parameterisation "ps" always has a zero code; set zero_code = true')
+        if self.parameterisation == "ps" and self.rounding == "stochastic":
+            raise ValueError('stochastic rounding is defined for parameterisation "q" only')
+        return self
+
+    @property
+    def lowest_exponent(self) -> int:
+        """p_min, relative to the channel's offset."""
+        return -((1 << (self.bits - 1)) - (2 if self.zero_code else 1))
+
+
+def channel_offset(weight: Tensor, *, domain: Domain = "log") -> Tensor:
+    """Returns e (O, 1, ...) int8: 2**e is the power of two nearest to the largest magnitude of w[o]; 0 for zeros.
+
+    Args:
+        weight: (O, I) of a linear layer, (O, I / groups, KH, KW) of a convolution.
+        domain: nearest exponent or nearest value.
+    """
+    largest = weight.detach().float().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
+    exponent = exponent_of(round_to_power_of_two(largest, domain=domain))
+    return torch.where(largest == 0, 0, exponent).to(torch.int8)
+
+
+def shift_weight(weight: Tensor, offset: Tensor, options: ShiftOptions, *, training: bool = False) -> Tensor:
+    """Rounds each weight to a signed power of two in its channel's range (DeepShift-Q).
+
+    Backward is the identity, except that a latent beyond twice the channel's largest power is not pushed further out.
+
+    Args:
+        weight: (O, ...) latent weights.
+        offset: (O, 1, ...) integer exponents e.
+        options: bits, domain, rounding, zero code.
+        training: whether stochastic rounding draws.
+    Returns:
+        (O, ...), the latent's dtype; 0 where the weight is below half the smallest power, if there is a zero code; else
+        magnitudes are clamped into [2**(e + p_min), 2**e] and only an exact 0 stays 0.
+    """
+    if weight.is_meta:
+        return weight  # only the shape is asked for, and elementwise operations are slow there
+    latent = weight.detach()
+    top = power_of_two(offset)
+    bottom = power_of_two(offset.to(torch.int32) + options.lowest_exponent)
+    if training and options.rounding == "stochastic":
+        rounded = round_to_power_of_two_stochastically(latent.float())
+    else:
+        rounded = round_to_power_of_two(latent, domain=options.domain)
+    magnitude = torch.minimum(torch.maximum(rounded.abs(), bottom), top)
+    is_zero = latent.abs() < bottom / 2 if options.zero_code else latent == 0
+    value = torch.copysign(magnitude, latent).masked_fill(is_zero, 0.0).to(weight.dtype)
+    return straight_through(weight, value, limit=2 * top)
+
+
+class _ShiftAndSign(torch.autograd.Function):
+    """w = t * 2**(p + e), p = round(clamp(shift, p_min, 0)), t = sign(round(sign)) in {-1, 0, 1}.
+
+    Backward, with G = dL/dw: dL/dsign = G (not scaled by 2**p) and dL/dshift = G * w * ln 2, as DeepShift published; no
+    gradient pushes a sign beyond [-1, 1] or a shift beyond [p_min, 0] further out, for there it could not come back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shift: Tensor, sign: Tensor, offset: Tensor, lowest: int) -> Tensor:
+        exponent = torch.round(shift.clamp(lowest, 0)).to(torch.int32) + offset
+        weight = (torch.sign(torch.round(sign)) * power_of_two(exponent)).to(sign.dtype)
+        ctx.save_for_backward(weight, shift, sign)
+        ctx.lowest = lowest
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, shift, sign = ctx.saved_tensors
+        by_shift = gradient * weight * math.log(2.0)
+        # Descent moves against the gradient.
+        shift_leaves = ((shift > 0) & (by_shift < 0)) | ((shift < ctx.lowest) & (by_shift > 0))
+        sign_leaves = (sign.abs() > 1) & (gradient * sign < 0)
+        return by_shift.masked_fill(shift_leaves, 0.0), gradient.masked_fill(sign_leaves, 0.0), None, None
+
+
+def shift_and_sign_weight(shift: Tensor, sign: Tensor, offset: Tensor, options: ShiftOptions) -> Tensor:
+    """Returns t * 2**(p + e) (O, ...) of DeepShift-PS, with the gradients stated in this file."""
+    weight: Tensor = _ShiftAndSign.apply(shift, sign, offset, options.lowest_exponent)
+    return weight

@@ -1,0 +1,105 @@
+"""Fits a converted model to its dense original before training: layer by layer, in one pass over some images.
+
+Each operator is fitted when the pass reaches it, so its input comes from layers that are fitted already, and its target
+is what the dense layer at the same path made of the same images. Norms use the statistics of the batch meanwhile, and
+re-estimate their running ones afterwards.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.ops.base import Operator
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@torch.no_grad()
+def fit_model_(model: nn.Module, dense: nn.Module, images: Tensor, *, steps: int) -> dict[str, float]:
+    """Fits every operator that can be, in the order of the run, and re-estimates the norms.
+
+    Args:
+        model: converted; it is left in eval mode.
+        dense: the original, whose modules have the same paths; on the same device.
+        images: (B, C, H, W).
+        steps: of an optimiser in each layer.
+    Returns:
+        By path, the mean correlation of the output channels with the dense layer's.
+    """
+    operators = {path: module for path, module in model.named_modules() if isinstance(module, Operator)}
+    originals = {path: module for path, module in dense.named_modules() if path in operators}
+    targets = _outputs(dense, originals, images)
+    found: dict[str, float] = {}
+
+    def fit(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def before(operator: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(operator, Operator)
+            if path in targets and path not in found and len(inputs) == 1:
+                quality = operator.fit_(originals[path], inputs[0], targets.pop(path), steps=steps)
+                if quality is not None:
+                    found[path] = quality
+
+        return before
+
+    model.eval()
+    with _hooks((m.register_forward_pre_hook(fit(path)) for path, m in operators.items())), batch_statistics(model):
+        model(images)
+    reestimate_norms_(model, [images])
+    return found
+
+
+@torch.no_grad()
+def reestimate_norms_(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Sets the running statistics of every batch norm to the mean over these batches; the model ends in eval mode."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+    with batch_statistics(model):
+        for images in batches:
+            model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Lets batch norms, and nothing else, run as in training."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    flags = [norm.training for norm in norms]
+    for norm in norms:
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, flag in zip(norms, flags, strict=True):
+            norm.training = flag
+
+
+def _outputs(dense: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+    """What each layer gives in its first call."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor):
+                outputs.setdefault(path, output)
+
+        return after
+
+    with _hooks(layer.register_forward_hook(keep(path)) for path, layer in layers.items()):
+        dense.eval()(images)
+    return outputs
+
+
+@contextmanager
+def _hooks(handles: Iterable[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
