@@ -8,6 +8,7 @@ from torch import nn
 
 import reparam
 from reparam.errors import ModelError, PlanError, RecipeError
+from reparam.models.cifar_resnet import CifarResNet
 from tests.pico import ATTENTION, FULL, images, inline_net, recipe, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -31,12 +32,25 @@ def test_totals_are_per_image_and_those_counted_on_paper() -> None:
     assert plan.before.uncounted == {"gelu": 2, "layer_norm": 5}
 
 
-@pytest.mark.parametrize("name", [summary.name for summary in reparam.list_recipes()])
+FOR_CNNS = {"addernet", "shiftaddnet", "shiftaddnet-fixed"}
+
+
+@pytest.mark.parametrize("name", [s.name for s in reparam.list_recipes() if s.name not in FOR_CNNS])
 def test_every_shipped_recipe_plans_a_plain_vit_and_a_distilled_one_without_refusals(name: str) -> None:
     for model in (vit(), vit(distilled=True)):
         plan = reparam.plan(model, name, example_input=images())
         assert not [skip for stage in plan.stages for skip in stage.skips if skip.cause == "refused"]
         assert bool(plan.steps) == (name != "none")
+
+
+@pytest.mark.parametrize("name", sorted(FOR_CNNS))
+def test_a_recipe_for_convolutions_keeps_stem_and_head_and_says_when_a_model_has_no_other(name: str) -> None:
+    plan = reparam.plan(CifarResNet(1), name, example_input=images())
+    kept = {skip.site.path for skip in plan.stages[0].skips}
+    assert kept == {"conv1", "fc"}
+    assert len(plan.steps) == 6
+    with pytest.raises(PlanError, match='matches no site of the model: it wants kind = "conv2d"'):
+        reparam.plan(vit(), name, example_input=images())
 
 
 def test_a_model_that_timm_does_not_know_needs_an_example_input() -> None:

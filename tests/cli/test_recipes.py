@@ -75,7 +75,7 @@ def test_check_lists_every_fault_and_fails(run_cli: RunCli, toy: Path) -> None:
     first, second = answer.err.splitlines()
     assert first.startswith("error: ")
     assert "rule 0" in first
-    assert 'Did you mean "shift_linear"?' in first
+    assert 'Did you mean "shift_linear"' in first
     assert second.startswith("       ")
     assert "rule 1" in second
     assert '"kepe"' in second

@@ -184,13 +184,13 @@ def test_a_layer_that_did_not_run_is_idle_and_unseen() -> None:
     assert explanation.unseen == ("it did not run on the example input, so nothing is known of what its forward does",)
 
 
-def test_a_convolution_says_that_no_operator_takes_it() -> None:
+def test_a_kept_convolution_is_told_what_would_convert_it() -> None:
     explanation, _ = explained(cnn(), "0", recipe([{**KEEP_HEAD, "match": {"kind": "conv2d"}}]))
     (verdict,) = explanation.verdicts
     assert verdict.outcome == "keep"
-    assert [(change.text, change.toml) for change in verdict.changes] == [
-        ('no operator takes sites of kind "conv2d" yet', None)
-    ]
+    ((text, toml),) = [(change.text, change.toml) for change in verdict.changes]
+    assert text == "to make it adder_conv2d, put this before stage 0, rule 0"
+    assert toml == '[[stage.rule]]\nmatch = { path = "0" }\noperator = "adder_conv2d"'
 
 
 def test_an_untouched_module_is_told_for_each_kind_the_first_test_that_failed() -> None:

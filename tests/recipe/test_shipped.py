@@ -14,6 +14,11 @@ from reparam.recipe.schema import Recipe, Rule
 from reparam.recipe.shipped import shipped_recipes
 
 NAMES = list(shipped_recipes())
+FOR_CNNS = {
+    "addernet": "adder_conv2d",
+    "shiftaddnet": "shift_adder_conv2d",
+    "shiftaddnet-fixed": "shift_adder_conv2d",
+}
 LADDER = ["linear-attention", "add", "dwconv", "shift-attention", "shift-mlp", "moe", "ll-loss"]
 
 
@@ -26,6 +31,7 @@ def test_the_promised_recipes_are_shipped() -> None:
         "deepshift-q",
         "deepshift-ps",
         "none",
+        *FOR_CNNS,
     }
     assert sorted(NAMES) == NAMES
 
@@ -47,7 +53,7 @@ def test_a_shipped_recipe_is_named_after_its_file_and_points_editors_to_the_sche
 def test_a_shipped_recipe_says_why_it_keeps_and_what_it_trains(name: str) -> None:
     for stage in load_recipe(name).stages:
         assert stage.finetune["epochs"] >= 1
-        assert resolve_settings(stage.finetune).lr <= 1e-3
+        assert resolve_settings(stage.finetune).lr <= (0.1 if name in FOR_CNNS else 1e-3)
         assert all(rule.reason and rule.optional for rule in stage.rules if rule.operator == "keep")
 
 
@@ -56,13 +62,15 @@ def test_what_a_recipe_is_about_is_not_optional_unless_it_is_linear_layers(name:
     """Attention must be there for ShiftAddViT; a convolutional network may have no linear layer but its classifier."""
     rules = [rule for stage in load_recipe(name).stages for rule in stage.rules]
     required = {rule.operator for rule in rules if not rule.optional}
-    assert required == (set() if name.startswith(("deepshift", "none")) else {"binary_linear_attention"})
+    wanted = FOR_CNNS.get(name) or (None if name.startswith(("deepshift", "none")) else "binary_linear_attention")
+    assert required == ({wanted} if wanted else set())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_deepshift_keeps_what_its_operator_refuses_without_being_asked(name: str) -> None:
+def test_only_recipes_that_meet_every_network_keep_what_its_operator_refuses_without_being_asked(name: str) -> None:
     lenient = {rule.operator for stage in load_recipe(name).stages for rule in stage.rules if rule.on_refusal == "keep"}
-    assert lenient == ({"shift_linear"} if name.startswith("deepshift") else set())
+    every_layer = {"shift_linear", "shift_conv2d"} if name.startswith("deepshift") else set()
+    assert lenient == ({FOR_CNNS[name]} if name in FOR_CNNS else every_layer)
 
 
 def changes(before: Any, after: Any, path: str = "") -> list[str]:

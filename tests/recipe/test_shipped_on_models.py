@@ -1,5 +1,6 @@
 """Every shipped recipe on a small model of its family: it converts, trains a step, saves and loads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,27 @@ import torch
 from torch import nn
 
 import reparam
+from reparam.models.cifar_resnet import CifarResNet
 from reparam.recipe.resolve import resolve_settings
 from reparam.recipe.shipped import shipped_recipes
 from reparam.train.regime import apply_regime_
 from tests.pico import images, vit
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
-def test_it_converts_trains_saves_and_loads(name: str, tmp_path: Path) -> None:
+def resnet() -> nn.Module:
+    """A ResNet-8 for 32x32 images."""
     torch.manual_seed(0)
-    conversion = reparam.convert(vit(), name, example_input=images())
+    return CifarResNet(1, num_classes=3).eval()
+
+
+CASES = [(name, resnet if "addernet" in name or "addnet" in name else vit) for name in shipped_recipes()]
+CASES += [(name, resnet) for name in ("deepshift-q", "deepshift-ps")]
+
+
+@pytest.mark.parametrize(("name", "base"), CASES)
+def test_it_converts_trains_saves_and_loads(name: str, base: Callable[[], nn.Module], tmp_path: Path) -> None:
+    conversion = reparam.convert(base(), name, example_input=images())
+    assert bool(conversion.plan.steps) == (name != "none")
     model = conversion.model.train()
     for stage in conversion.plan.recipe.stages:
         apply_regime_(model, resolve_settings(stage.finetune))
@@ -29,4 +41,4 @@ def test_it_converts_trains_saves_and_loads(name: str, tmp_path: Path) -> None:
     assert torch.isfinite(loss)
     assert any(not torch.equal(p, b) for p, b in zip(trainable, before, strict=True))
     reparam.save(model, tmp_path / "run")
-    assert torch.equal(reparam.load(tmp_path / "run", base=vit)(images()), model.eval()(images()))
+    assert torch.equal(reparam.load(tmp_path / "run", base=base)(images()), model.eval()(images()))
