@@ -1,6 +1,6 @@
 """The adder convolution by the hand-written CPU kernel in adder.cpp; float32, shapes as in `adder_reference`.
 
-Why by hand: of the same expression, torch.compile's kernel takes 1.6 times as long in forward and twice as long in the
+Why by hand: of the same expression, torch.compile's kernel takes 1.5 times as long in forward and twice as long in the
 input gradient (benchmarks/adder_kernels.py), and it compiles anew for each layer's sizes.
 """
 
