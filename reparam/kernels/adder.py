@@ -10,6 +10,7 @@ All tensors are channels-last and contiguous; shapes as in `adder_reference`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,26 +34,20 @@ def adder_forward(
 
 
 @adder_forward.register_kernel("cpu")
-def _forward_on_cpu(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> Tensor:
-    geometry = Geometry.of(x, weight, stride, padding, dilation, groups)
+def _forward_on_cpu(x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
+    geometry = Geometry.of(x, weight, *sizes)
     run = adder_native.forward if _suits_native(x, geometry) else adder_reference.forward
     return run(x, weight, geometry)
 
 
 @adder_forward.register_kernel("cuda")
-def _forward_on_cuda(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> Tensor:
-    return adder_compiled.forward(x, weight, Geometry.of(x, weight, stride, padding, dilation, groups))
+def _forward_on_cuda(x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
+    return adder_compiled.forward(x, weight, Geometry.of(x, weight, *sizes))
 
 
 @adder_forward.register_fake
-def _fake_forward(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> Tensor:
-    return x.new_empty(Geometry.of(x, weight, stride, padding, dilation, groups).output_shape)
+def _fake_forward(x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
+    return x.new_empty(Geometry.of(x, weight, *sizes).output_shape)
 
 
 @torch.library.custom_op("reparam::adder_input_gradient", mutates_args=())
@@ -71,44 +66,19 @@ def adder_input_gradient(
 
 
 @adder_input_gradient.register_kernel("cpu")
-def _input_gradient_on_cpu(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    geometry = Geometry.of(x, weight, stride, padding, dilation, groups)
+def _input_gradient_on_cpu(gradient: Tensor, x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
+    geometry = Geometry.of(x, weight, *sizes)
     run = adder_native.input_gradient if _suits_native(x, geometry) else adder_reference.input_gradient
     return run(gradient, x, weight, geometry)
 
 
 @adder_input_gradient.register_kernel("cuda")
-def _input_gradient_on_cuda(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    geometry = Geometry.of(x, weight, stride, padding, dilation, groups)
-    return adder_compiled.input_gradient(gradient, x, weight, geometry)
+def _input_gradient_on_cuda(gradient: Tensor, x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
+    return adder_compiled.input_gradient(gradient, x, weight, Geometry.of(x, weight, *sizes))
 
 
 @adder_input_gradient.register_fake
-def _fake_input_gradient(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _fake_input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
     return torch.empty_like(x)
 
 

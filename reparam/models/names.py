@@ -13,7 +13,7 @@ from reparam.models.cifar_resnet import CIFAR_RESNETS
 from reparam.models.sources import split_source
 
 _PATCH_AND_SIZE = re.compile(r"(_(patch|p)\d+)?(_window\d+)?(_\d+)?$")
-_SHOWN = 10
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,10 @@ def _expanded(shorthand: str) -> str:
         raise ModelError(
             f'model "{shorthand}" is short for {len(fits)} timm models: {_listed(fits)}. Name one of them.'
         )
-    candidates = [*_candidates(shorthand, list(CIFAR_RESNETS)), *_candidates(shorthand, known)]
+    own, candidates = _candidates(shorthand, list(CIFAR_RESNETS)), _candidates(shorthand, known)
+    ours = f" reparam itself has {_listed(own)}." if own else ""
     hint = f"Close names: {_listed(candidates)}." if candidates else "timm.list_models() lists all names."
-    raise ModelError(f'model "{shorthand}" is unknown to timm {timm.__version__}. {hint}')
+    raise ModelError(f'model "{shorthand}" is unknown to timm {timm.__version__}.{ours} {hint}')
 
 
 def _check_tag(architecture: str, tag: str) -> None:

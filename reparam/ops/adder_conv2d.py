@@ -7,7 +7,6 @@ Source: AdderNet, arXiv:1912.13200. Repaired: exact input gradients at every str
 Shapes: X (B, I, H, W), W (O, I / groups, KH, KW), Y (B, O, OH, OW).
 """
 
-import functools
 import math
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from reparam.counts import OpCount
 from reparam.ops.adder_function import adder_conv2d
-from reparam.ops.adder_layer import NO_NORM, SMALLEST_STD, WEIGHT_ONLY, AdderLayer, AdderOptions
+from reparam.ops.adder_layer import NO_NORM, SMALLEST_STD, AdderLayer, AdderOptions, refuse_bare
 from reparam.ops.base import Example, operator
-from reparam.ops.conv_form import ConvForm, conv_site, refuse_conv2d
+from reparam.ops.conv_examples import conv_example, refused_examples
+from reparam.ops.conv_form import ConvForm, refuse_conv2d
 from reparam.ops.site import Site
 
 
@@ -78,14 +78,7 @@ class AdderConv2d(AdderLayer):
     @classmethod
     def refuse(cls, site: Site, dense: nn.Module, options: AdderConv2dOptions) -> str | None:
         """Takes what `shift_conv2d` takes where it is called as a module, and where a normalisation may follow."""
-        if not site.is_called:
-            return WEIGHT_ONLY
-        return refuse_conv2d(site, dense) or (NO_NORM if options.norm == "require" and not site.normalised else None)
-
-    @classmethod
-    def remark(cls, site: Site, options: AdderConv2dOptions) -> str | None:
-        """Says where a normalisation is inserted."""
-        return None if site.normalised else "a batch norm is inserted behind it"
+        return refuse_conv2d(site, dense) or refuse_bare(site, options)
 
     @classmethod
     def from_dense(cls, dense: nn.Module, site: Site, options: AdderConv2dOptions) -> "AdderConv2d":
@@ -105,21 +98,9 @@ class AdderConv2d(AdderLayer):
     def examples(cls) -> list[Example]:
         """Strides, groups, paddings, both initial weights, with and without a norm; refused: ties, no norm, no call."""
 
-        def example(name: str, *args: Any, refusal: str | None = None, **fields: Any) -> Example:
-            options = {"padding": 1} if not args else fields.pop("conv", {})
-            dense = functools.partial(fields.pop("cls", nn.Conv2d), *(args or (4, 6, 3)), **options)
-            changes: dict[str, Any] = {
-                key: fields.pop(key) for key in ("shared_with", "is_called", "normalised") if key in fields
-            }
-            site = conv_site(dense()).model_copy(update=changes)
-            return Example(
-                name=name,
-                site=site,
-                dense=dense,
-                inputs=lambda: (torch.randn(site.input_shape),),
-                options=AdderConv2dOptions(**fields),
-                refusal=refusal,
-            )
+        def example(name: str, *sizes: Any, refusal: str | None = None, **fields: Any) -> Example:
+            place = {key: fields.pop(key) for key in ("conv", "normalised") if key in fields}
+            return conv_example(name, *sizes, options=AdderConv2dOptions(**fields), refusal=refusal, **place)
 
         return [
             example("plain"),
@@ -130,9 +111,8 @@ class AdderConv2d(AdderLayer):
             example("mask", mask=True),
             example("normal", init="normal", lr="plain"),
             example("released", init="normal", lr="backward"),
-            example("shared", shared_with=("b",), refusal='its weight is shared with "b", which would stay dense'),
             example("no-norm", normalised=False, norm="require", refusal=NO_NORM),
-            example("not-called", is_called=False, refusal=WEIGHT_ONLY),
+            *refused_examples(AdderConv2dOptions()),
         ]
 
     def extra_repr(self) -> str:

@@ -20,6 +20,7 @@ from reparam.counts import OpCount
 from reparam.ops.adder_init import slope_matched
 from reparam.ops.base import Operator, OperatorOptions
 from reparam.ops.fitting import correlation, fit_
+from reparam.ops.site import Site
 
 #: Mean and standard deviation of a normalised activation behind a ReLU: max(z, 0) with z ~ N(0, 1).
 _RELU_MEAN, _RELU_STD = 1 / math.sqrt(2 * math.pi), math.sqrt(0.5 - 1 / (2 * math.pi))
@@ -32,7 +33,6 @@ SMALLEST_STD = 1e-3
 SMALLEST_NORM = 1e-12
 
 NO_NORM = 'no normalisation reads its output, and adders do not train without one; set norm = "insert"'
-WEIGHT_ONLY = "only its weight is read, by an operation that multiplies with it"
 
 
 class AdderOptions(OperatorOptions):
@@ -49,6 +49,11 @@ class AdderOptions(OperatorOptions):
         "step", description="Adaptive learning rate in the optimiser's step, in backward as released, or none."
     )
     eta: float = Field(0.2, gt=0, description="RMS that the adaptive learning rate gives each layer's gradient.")
+
+
+def refuse_bare(site: Site, options: AdderOptions) -> str | None:
+    """Why a layer that no normalisation follows is refused, where the options want one."""
+    return NO_NORM if options.norm == "require" and not site.normalised else None
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -89,6 +94,11 @@ class AdderLayer(Operator):
     def step_gradients(self) -> Mapping[str, float]:
         """The weight's gradient is given a norm in the step, unless the options say otherwise."""
         return {"weight": self.options.eta} if self.options.lr == "step" else {}
+
+    @classmethod
+    def remark(cls, site: Site, options: AdderOptions) -> str | None:
+        """Says where a normalisation is inserted."""
+        return None if site.normalised else "a batch norm is inserted behind it"
 
     @abstractmethod
     def differences(self, x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from reparam.counts import OpCount
 from reparam.ops.adder_function import adder_conv2d
-from reparam.ops.adder_layer import NO_NORM, SMALLEST_STD, WEIGHT_ONLY, AdderLayer, AdderOptions
+from reparam.ops.adder_layer import NO_NORM, SMALLEST_STD, AdderLayer, AdderOptions, refuse_bare
 from reparam.ops.base import Example, operator
+from reparam.ops.conv_form import NOT_CALLED
 from reparam.ops.shift import ShiftLinear
 from reparam.ops.shift_weight import ShiftOptions
 from reparam.ops.site import Site
@@ -58,14 +59,8 @@ class AdderLinear(AdderLayer):
     def refuse(cls, site: Site, dense: nn.Module, options: AdderOptions) -> str | None:
         """Takes what `shift_linear` takes where it is called as a module, and where a normalisation may follow."""
         if not site.is_called:
-            return WEIGHT_ONLY
-        reason = ShiftLinear.refuse(site, dense, ShiftOptions())
-        return reason or (NO_NORM if options.norm == "require" and not site.normalised else None)
-
-    @classmethod
-    def remark(cls, site: Site, options: AdderOptions) -> str | None:
-        """Says where a normalisation is inserted."""
-        return None if site.normalised else "a batch norm is inserted behind it"
+            return NOT_CALLED
+        return ShiftLinear.refuse(site, dense, ShiftOptions()) or refuse_bare(site, options)
 
     @classmethod
     def from_dense(cls, dense: nn.Module, site: Site, options: AdderOptions) -> "AdderLinear":
@@ -111,7 +106,7 @@ class AdderLinear(AdderLayer):
             example("vectors", shape=(4, 8), normalised=False, init="normal", lr="plain"),
             example("shared", shared_with=("b",), refusal='its weight is shared with "b", which would stay dense'),
             example("no-norm", normalised=False, norm="require", refusal=NO_NORM),
-            example("not-called", is_called=False, refusal=WEIGHT_ONLY),
+            example("not-called", is_called=False, refusal=NOT_CALLED),
         ]
 
     def extra_repr(self) -> str:

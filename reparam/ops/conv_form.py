@@ -13,6 +13,8 @@ from reparam.ops.plain_layer import is_plain
 from reparam.ops.site import Site
 from reparam.trace.probe import probe
 
+#: An operation of the owner would go on multiplying with the weight, with strides and padding of its own.
+NOT_CALLED = "only its weight is read, by an operation of its owner"
 #: Pads as much as the image at hand needs, as TensorFlow does; otherwise it is plain.
 _SAME = "timm.layers.conv2d_same.Conv2dSame"
 
@@ -94,6 +96,8 @@ class ConvForm:
 def refuse_conv2d(site: Site, dense: nn.Module) -> str | None:
     """Why no operator can stand for a convolution, in words for the plan: its weight or its forward is not its own."""
     assert isinstance(dense, nn.Conv2d)
+    if not site.is_called:
+        return NOT_CALLED
     if site.shared_with:
         return f'its weight is shared with "{site.shared_with[0]}", which would stay dense'
     if len(site.input_shape) == 3:
@@ -118,21 +122,6 @@ def _broad(size: int | str | Sequence[int]) -> tuple[int, ...] | str:
     if isinstance(size, str):
         return size
     return (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
-
-
-def conv_site(conv: nn.Conv2d, *, side: int = 8, normalised: bool = True) -> Site:
-    """The site of a lone convolution on two square images; for examples."""
-    x = torch.empty(2, conv.in_channels, side, side, device="meta")
-    form = ConvForm.of(conv)
-    out = form.conv2d(form.prepared(x), conv.weight.to("meta"), None)
-    return Site(
-        path="conv",
-        kind="conv2d",
-        type=f"{type(conv).__module__}.{type(conv).__qualname__}",
-        input_shape=tuple(x.shape),
-        output_shape=tuple(out.shape),
-        normalised=normalised,
-    )
 
 
 def _pair(value: tuple[int, ...] | str) -> Pair:

@@ -7,19 +7,17 @@ maps its O channels to O, and nothing stands between them. Twice the layers, no 
 Source: ShiftAddNet, arXiv:2010.12785.  Shapes: X (B, I, H, W), W' (O, I / groups, KH, KW), V (O, O / groups, KH, KW).
 """
 
-import functools
-import math
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from reparam.counts import OpCount
 from reparam.ops.adder_conv2d import AdderConv2d, AdderConv2dOptions
-from reparam.ops.adder_layer import NO_NORM, WEIGHT_ONLY
+from reparam.ops.adder_layer import NO_NORM, refuse_bare
 from reparam.ops.base import Example, Operator, OperatorOptions, operator
-from reparam.ops.conv_form import ConvForm, conv_site, refuse_conv2d
+from reparam.ops.conv_examples import conv_example, refused_examples
+from reparam.ops.conv_form import ConvForm, refuse_conv2d
 from reparam.ops.shift_conv2d import ShiftConv2d, ShiftConv2dOptions
 from reparam.ops.site import Site
 
@@ -58,10 +56,7 @@ class ShiftAdderConv2d(Operator):
     @classmethod
     def refuse(cls, site: Site, dense: nn.Module, options: ShiftAdderOptions) -> str | None:
         """Takes what `adder_conv2d` takes."""
-        if not site.is_called:
-            return WEIGHT_ONLY
-        is_bare = options.adder.norm == "require" and not site.normalised
-        return refuse_conv2d(site, dense) or (NO_NORM if is_bare else None)
+        return refuse_conv2d(site, dense) or refuse_bare(site, options.adder)
 
     @classmethod
     def remark(cls, site: Site, options: ShiftAdderOptions) -> str | None:
@@ -73,7 +68,9 @@ class ShiftAdderConv2d(Operator):
         """The shift layer carries the weight and bias of an `nn.Conv2d` over; the adder starts at random."""
         assert isinstance(dense, nn.Conv2d)
         shift = ShiftConv2d.from_dense(dense, site, options.shift)
-        width, like, kernel = dense.out_channels, dense.weight, ConvForm.of(dense).kernel
+        width, like, full = dense.out_channels, dense.weight, ConvForm.of(dense).kernel
+        # On a small map (VGG's 7x7 convolution gives one pixel) weights beyond these would meet padding alone.
+        kernel = (min(full[0], 2 * site.output_shape[2] - 1), min(full[1], 2 * site.output_shape[3] - 1))
         form = ConvForm(
             kernel=kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=dense.groups, is_same=True
         )
@@ -87,7 +84,7 @@ class ShiftAdderConv2d(Operator):
         """The counts of both layers."""
         form, width = self.shift.form, self.adder.out_channels
         differences = self.adder.count(
-            outputs=form.outputs(input_shapes[0]) * width, depth=width // form.groups * math.prod(form.kernel)
+            outputs=form.outputs(input_shapes[0]) * width, depth=self.adder.weight[0].numel()
         )
         return self.shift.op_count(*input_shapes) + differences
 
@@ -95,28 +92,17 @@ class ShiftAdderConv2d(Operator):
     def examples(cls) -> list[Example]:
         """Strides, groups, even kernels, frozen shifts; refused: ties, no norm."""
 
-        def example(name: str, *args: Any, refusal: str | None = None, **fields: Any) -> Example:
-            options = {"padding": 1} if not args else fields.pop("conv", {})
-            dense = functools.partial(nn.Conv2d, *(args or (4, 6, 3)), **options)
-            changes: dict[str, Any] = {
-                key: fields.pop(key) for key in ("shared_with", "normalised", "is_called") if key in fields
-            }
-            site = conv_site(dense()).model_copy(update=changes)
-            return Example(
-                name=name,
-                site=site,
-                dense=dense,
-                inputs=lambda: (torch.randn(site.input_shape),),
-                options=ShiftAdderOptions.model_validate(fields),
-                refusal=refusal,
-            )
+        def example(name: str, *sizes: Any, refusal: str | None = None, **fields: Any) -> Example:
+            place = {key: fields.pop(key) for key in ("conv", "normalised") if key in fields}
+            options = ShiftAdderOptions.model_validate(fields)
+            return conv_example(name, *sizes, options=options, refusal=refusal, **place)
 
         return [
             example("plain"),
             example("strided-no-bias", 4, 6, 3, 2, 1, conv={"bias": False}, shift={"parameterisation": "ps"}),
             example("depthwise-even", 4, 4, 2, conv={"groups": 4}, normalised=False),
+            example("to-one-pixel", 4, 6, 8),
             example("fixed", shift={"frozen": True, "sparsity": 0.5}),
-            example("shared", shared_with=("b",), refusal='its weight is shared with "b", which would stay dense'),
             example("no-norm", normalised=False, adder={"norm": "require"}, refusal=NO_NORM),
-            example("not-called", is_called=False, refusal=WEIGHT_ONLY),
+            *refused_examples(ShiftAdderOptions()),
         ]

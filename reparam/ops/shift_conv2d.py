@@ -6,24 +6,20 @@ Source: DeepShift, arXiv:1905.13298 (Q and PS); the frozen form: ShiftAddNet, ar
 Shapes: X (B, I, H, W), W (O, I / groups, KH, KW), Y (B, O, OH, OW).
 """
 
-import functools
 import math
 from typing import Any
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reparam.counts import OpCount
 from reparam.ops.base import Example, operator
-from reparam.ops.conv_form import ConvForm, conv_site, refuse_conv2d
+from reparam.ops.conv_examples import conv_example, refused_examples
+from reparam.ops.conv_form import ConvForm, refuse_conv2d
 from reparam.ops.shift_layer import ShiftLayer
 from reparam.ops.shift_weight import ShiftOptions
 from reparam.ops.site import Site
-
-#: Such an operation has strides and padding of its own.
-NOT_CALLED = "only its weight is read, by an operation of its owner"
 
 
 class ShiftConv2dOptions(ShiftOptions):
@@ -45,29 +41,21 @@ class ShiftConv2dOptions(ShiftOptions):
 class ShiftConv2d(ShiftLayer):
     """Y = conv2d(X, W') + b, W rounded to signed powers of two.  Before: n mul + n add.  After: n shift + n add.
 
-    Pruned weights stay zero: their gradient is masked. State as in `ShiftLayer`, and `kept` (O, I / groups, KH, KW)
-    bool where there is a sparsity.
+    State as in `ShiftLayer`.
     """
 
     Options = ShiftConv2dOptions
     options: ShiftConv2dOptions
-    kept: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, form: ConvForm, options: ShiftConv2dOptions) -> None:
         super().__init__(weight, bias, options)
         self.form = form
         self.out_channels, self.in_channels = len(weight), weight.shape[1] * form.groups
-        self.register_buffer("kept", _largest(weight, share=1 - options.sparsity) if options.sparsity else None)
+        self.kept = _largest(weight, share=1 - options.sparsity) if options.sparsity else None
         if options.frozen:
             for name in ("latent", "shift", "sign"):
                 if name in self._parameters:
                     self._parameters[name].requires_grad_(False)  # type: ignore[union-attr]  # these are never None
-
-    @property
-    def weight(self) -> Tensor:
-        """The rounded weights (O, I / groups, KH, KW), zero where they are pruned; gradients reach the latent ones."""
-        rounded = self.rounded_weight()
-        return rounded if self.kept is None else rounded * self.kept
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, I, H, W) to (B, O, OH, OW)."""
@@ -76,7 +64,7 @@ class ShiftConv2d(ShiftLayer):
     @classmethod
     def refuse(cls, site: Site, dense: nn.Module, options: ShiftConv2dOptions) -> str | None:
         """Takes any `nn.Conv2d` whose weight and forward are its own, and timm's `Conv2dSame`, if it is called."""
-        return refuse_conv2d(site, dense) if site.is_called else NOT_CALLED
+        return refuse_conv2d(site, dense)
 
     @classmethod
     def from_dense(cls, dense: nn.Module, site: Site, options: ShiftConv2dOptions) -> "ShiftConv2d":
@@ -99,22 +87,6 @@ class ShiftConv2d(ShiftLayer):
     def examples(cls) -> list[Example]:
         """Strides, groups, paddings of every spelling, ps, frozen and pruned; refused: ties, no call, own forwards."""
 
-        def example(name: str, *args: Any, refusal: str | None = None, **fields: Any) -> Example:
-            options = {"padding": 1} if not args else fields.pop("conv", {})
-            dense = functools.partial(fields.pop("cls", nn.Conv2d), *(args or (4, 6, 3)), **options)
-            changes: dict[str, Any] = {
-                key: fields.pop(key) for key in ("shared_with", "is_called", "type") if key in fields
-            }
-            site = conv_site(dense()).model_copy(update=changes)
-            return Example(
-                name=name,
-                site=site,
-                dense=dense,
-                inputs=lambda: (torch.randn(site.input_shape),),
-                options=ShiftConv2dOptions(**fields),
-                refusal=refusal,
-            )
-
         class Doubled(nn.Conv2d):
             def forward(self, input: Tensor) -> Tensor:
                 return 2 * super().forward(input)
@@ -123,23 +95,22 @@ class ShiftConv2d(ShiftLayer):
             def forward(self, input: Tensor) -> Tensor:
                 return F.conv2d(input, self.weight, self.bias, self.stride, self.padding)
 
+        def example(name: str, *sizes: Any, refusal: str | None = None, **fields: Any) -> Example:
+            place = {key: fields.pop(key) for key in ("conv", "cls", "type") if key in fields}
+            return conv_example(name, *sizes, options=ShiftConv2dOptions(**fields), refusal=refusal, **place)
+
+        lost = "user.Doubled is not torch.nn.Conv2d; its own forward would be lost"
         return [
             example("q"),
             example("ps-strided-no-bias", 4, 6, (3, 2), (2, 1), (1, 0), conv={"bias": False}, parameterisation="ps"),
             example("q-depthwise-dilated", 4, 4, 3, conv={"dilation": 2, "groups": 4, "padding": "same"}),
-            example("q-reflected", 4, 6, 3, conv={"padding": 1, "padding_mode": "reflect"}),
+            example("q-reflected", conv={"padding_mode": "reflect"}),
             example("q-plain-subclass", 4, 6, 3, cls=Renamed, type="user.Renamed"),
             example("q-frozen-pruned", 4, 6, 3, frozen=True, sparsity=0.5),
             example("ps-pruned", parameterisation="ps", sparsity=0.25),
             example("q-int8-activations", activation_bits=8),
-            example("shared", shared_with=("b",), refusal='its weight is shared with "b", which would stay dense'),
-            example("not-called", is_called=False, refusal=NOT_CALLED),
-            example(
-                "subclass",
-                cls=Doubled,
-                type="user.Doubled",
-                refusal="user.Doubled is not torch.nn.Conv2d; its own forward would be lost",
-            ),
+            example("subclass", cls=Doubled, type="user.Doubled", refusal=lost),
+            *refused_examples(ShiftConv2dOptions()),
         ]
 
     def extra_repr(self) -> str:

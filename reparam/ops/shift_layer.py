@@ -14,12 +14,14 @@ class ShiftLayer(Operator):
     """Base of the layers whose weight is rounded to signed powers of two; subclasses add their product.
 
     Reading `.weight` gives the rounded weights, also to models that call `F.linear(x, layer.weight)` themselves.
-    State: `latent` (O, ...), or `shift` and `sign` (O, ...) for ps; `bias` (O,); `offset` (O, 1, ...) int8.
+    State: `latent` (O, ...), or `shift` and `sign` (O, ...) for ps; `bias` (O,); `offset` (O, 1, ...) int8; `kept`
+    (O, ...) bool where a subclass prunes: the other weights are zero, and their gradient is masked.
     """
 
     Options = ShiftOptions
     no_decay = ("shift", "sign")
     offset: Tensor
+    kept: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, options: ShiftOptions) -> None:
         super().__init__()
@@ -27,6 +29,7 @@ class ShiftLayer(Operator):
         zero = torch.zeros(len(weight), *[1] * (weight.ndim - 1), dtype=torch.int8, device=weight.device)
         offset = channel_offset(weight, domain=options.domain) if options.per_channel_offset else zero
         self.register_buffer("offset", offset)
+        self.register_buffer("kept", None)
         self.bias = None if bias is None else nn.Parameter(bias.detach())
         if options.parameterisation == "q":
             self.latent = nn.Parameter(weight.detach())
@@ -43,14 +46,12 @@ class ShiftLayer(Operator):
 
     @property
     def weight(self) -> Tensor:
-        """The rounded weights (O, ...); gradients reach the latent parameters."""
-        return self.rounded_weight()
-
-    def rounded_weight(self) -> Tensor:
-        """The latent parameters, rounded."""
+        """The rounded weights (O, ...), zero where pruned; gradients reach the latent parameters."""
         if self.options.parameterisation == "q":
-            return shift_weight(self.latent, self.offset, self.options, training=self.training)
-        return shift_and_sign_weight(self.shift, self.sign, self.offset, self.options)
+            rounded = shift_weight(self.latent, self.offset, self.options, training=self.training)
+        else:
+            rounded = shift_and_sign_weight(self.shift, self.sign, self.offset, self.options)
+        return rounded if self.kept is None else rounded * self.kept
 
     def count(self, *, inputs: int, outputs: int, products: int) -> OpCount:
         """One shift and one add per product, one add per output for the bias, and fixed-point scaling of the input."""

@@ -1,7 +1,5 @@
 import copy
-import io
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -12,14 +10,11 @@ from torch.nn.utils import parametrizations
 from reparam.errors import RewriteError
 from reparam.graph.finders.base import Scene
 from reparam.graph.finders.multihead import find_multihead
-from reparam.graph.multihead import open_multihead, put_multihead
 from reparam.graph.verify_multihead import check_exact_multihead
-from reparam.ops.binary_attention import BinaryLinearAttention, BinaryLinearAttentionOptions
 from reparam.ops.open_multihead import OpenMultiheadAttention, SoftmaxCore
-from reparam.ops.site import Site, TokenGrid
+from reparam.ops.site import TokenGrid
 from reparam.trace.probe import probe
-
-WIDTH, HEADS = 8, 2
+from tests.graph.multihead import FLAGS, HEADS, WIDTH, attention, binary_core, opened_in, sequences, site_of
 
 
 class Calls(nn.Module):
@@ -49,49 +44,17 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def sequences(*, batch_first: bool = True, batch: int = 3) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    pair = [torch.randn(batch, tokens, WIDTH, generator=generator) for tokens in (5, 4)]
-    x, y = (t if batch_first else t.transpose(0, 1).contiguous() for t in pair)
-    return x, y
-
-
-def attention(**options: Any) -> nn.MultiheadAttention:
-    torch.manual_seed(0)
-    attn = nn.MultiheadAttention(WIDTH, HEADS, **{"batch_first": True, **options}).eval()
-    for bias in (attn.in_proj_bias, attn.out_proj.bias):
-        if bias is not None:
-            nn.init.normal_(bias)
-    return attn
-
-
-def site_of(model: nn.Module, *args: Tensor) -> Site:
-    (site,) = find_multihead(Scene(model, probe(model, args)))
-    return site
-
-
-def opened_in(model: nn.Module, *args: Tensor, path: str = "attn", core: nn.Module | None = None) -> ExitStack:
-    """Puts the unfolded module in place; leaving the result takes it out again."""
-    undo, dense = ExitStack(), model.get_submodule(path)
-    assert isinstance(dense, nn.MultiheadAttention)
-    calls = probe(model, args).calls_of(path)
-    put_multihead(model, path, open_multihead(dense, calls, core or SoftmaxCore(dense.dropout)), undo)
-    return undo
-
-
-def binary_core(model: nn.Module, *args: Tensor, path: str = "attn") -> BinaryLinearAttention:
-    (site,) = [s for s in find_multihead(Scene(model, probe(model, args))) if s.path == path]
-    assert site.attention is not None
-    options = BinaryLinearAttentionOptions(conv_kernel=0)
-    return BinaryLinearAttention.from_dense(nn.Identity(), site, options)
-
-
 @pytest.fixture(autouse=True)
 def slow_path() -> Any:
     """torch's fast path gives other bits than its own documented operations."""
     torch.backends.mha.set_fastpath_enabled(False)
     yield
     torch.backends.mha.set_fastpath_enabled(True)
+
+
+#: The original projects keys and values of the second call in one product, which some libraries (MKL on AMD) round
+#: otherwise than two; the values must agree in double precision.
+BY_LAYOUT = {"self and cross"}
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -109,10 +72,10 @@ def test_unfolded_with_softmax_it_gives_the_originals_bits(name: str, options: A
         result: Tensor = model.to(dtype)(x.to(dtype), y.to(dtype))
         return result
 
-    # Bits, or values in double precision where the library rounds a product by the layout of its operands.
-    if not torch.equal(run(model, torch.float32), run(original, torch.float32)):
-        wide = [run(each, torch.float64) for each in (model, original)]
-        torch.testing.assert_close(*wide, rtol=1e-12, atol=1e-12)
+    if name in BY_LAYOUT:
+        torch.testing.assert_close(run(model, torch.float64), run(original, torch.float64), rtol=1e-12, atol=1e-12)
+    else:
+        assert torch.equal(run(model, torch.float32), run(original, torch.float32))
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -135,7 +98,6 @@ def test_a_sequence_without_a_batch_is_taken() -> None:
     assert model(x, y).shape == (5, 8)
 
 
-FLAGS = torch.tensor([[False, False, False, True, True]] * 2 + [[False] * 5])
 MASKS: dict[str, tuple[dict[str, Any], str]] = {
     "flags": ({"attn_mask": torch.rand(5, 5, generator=torch.Generator().manual_seed(0)) > 0.8}, "mask"),
     "numbers": ({"attn_mask": torch.linspace(-1, 1, 25).view(5, 5)}, "mask"),
@@ -406,101 +368,3 @@ def test_checking_avoids_torchs_fast_path_and_restores_it_and_the_modes(monkeypa
     check_exact_multihead(model.attn, probe(model, args).calls_of("attn"), path="attn")
     assert torch.backends.mha.get_fastpath_enabled()
     assert (model.attn.training, model.attn.out_proj.training) == (True, False)
-
-
-def encoder(*, norm_first: bool = False) -> nn.TransformerEncoder:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True, norm_first=norm_first)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first).eval()
-
-
-def convert_encoder(model: nn.TransformerEncoder, *args: Tensor) -> None:
-    for number in range(2):
-        path = f"layers.{number}.self_attn"
-        opened_in(model, *args, path=path, core=binary_core(model, *args, path=path))
-
-
-class Padded(nn.Module):
-    """An encoder that is told which tokens are padding, which makes torch pack them into nested tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = encoder()
-
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-        out: Tensor = self.encoder(x, src_key_padding_mask=padding)
-        return out
-
-
-@torch.no_grad()
-def test_torchs_fast_path_does_not_pass_by_the_new_core() -> None:
-    torch.backends.mha.set_fastpath_enabled(True)
-    model, x = encoder(), sequences()[0]
-    original = model(x)
-    convert_encoder(model, x)
-    fast = model(x)
-    torch.backends.mha.set_fastpath_enabled(False)
-    assert torch.equal(fast, model(x))
-    assert (fast - original).abs().max() > 1e-2
-
-
-@torch.no_grad()
-def test_nested_tensors_of_padded_batches_do_not_reach_the_new_core() -> None:
-    torch.backends.mha.set_fastpath_enabled(True)
-    model, args = Padded(), (sequences()[0], FLAGS)
-    model.eval()
-    for number in range(2):
-        path = f"encoder.layers.{number}.self_attn"
-        opened_in(model, *args, path=path, core=binary_core(model, *args, path=path))
-    assert model(*args).shape == (3, 5, 8)
-    assert torch.isfinite(model(*args)).all()
-
-
-@pytest.fixture
-def converted() -> nn.TransformerEncoder:
-    model = encoder(norm_first=True)
-    convert_encoder(model, sequences()[0])
-    return model
-
-
-def test_a_converted_encoder_copies_pickles_and_reloads(converted: nn.TransformerEncoder) -> None:
-    x = sequences()[0]
-    expected = converted(x)
-    buffer = io.BytesIO()
-    torch.save(converted, buffer)
-    buffer.seek(0)
-    assert torch.equal(torch.load(buffer, weights_only=False)(x), expected)
-    twin = copy.deepcopy(converted)
-    other = encoder(norm_first=True)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(1.0)
-    convert_encoder(other, x)
-    other.load_state_dict(converted.state_dict(), strict=True)
-    assert torch.equal(twin(x), expected)
-    assert torch.equal(other(x), expected)
-
-
-def test_every_parameter_of_a_converted_encoder_gets_a_gradient(converted: nn.TransformerEncoder) -> None:
-    converted.train()(sequences()[0]).square().mean().backward()
-    assert not [n for n, p in converted.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
-
-
-def test_the_state_dict_has_the_documented_names(converted: nn.TransformerEncoder) -> None:
-    names = [n for n in converted.state_dict() if n.startswith("layers.0.self_attn.")]
-    assert [n.removeprefix("layers.0.self_attn.") for n in names] == [
-        "in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias", "core.threshold_q", "core.threshold_k",
-    ]  # fmt: skip
-
-
-def test_the_exported_encoder_has_no_softmax(converted: nn.TransformerEncoder) -> None:
-    program = torch.export.export(converted, (sequences()[0],), strict=False)
-    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert not [name for name in names if "softmax" in name or "scaled_dot_product" in name]
-
-
-@pytest.mark.slow
-def test_a_converted_encoder_compiles_as_one_graph(converted: nn.TransformerEncoder) -> None:
-    x = sequences()[0]
-    compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), converted(x))

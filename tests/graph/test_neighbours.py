@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from reparam.graph.find import find_sites
 from reparam.graph.finders.base import Scene
-from reparam.ops.adder_layer import WEIGHT_ONLY
+from reparam.ops.conv_form import NOT_CALLED
 from reparam.ops.site import Site
 from reparam.trace.probe import probe
 from tests.pico import cnn, images, plan_for, recipe, vit
@@ -253,7 +253,7 @@ def test_an_adder_refuses_a_layer_that_is_not_called_and_says_so_in_the_plan() -
     net = Net(lambda m, x: m.norm(F.conv2d(x, m.conv.weight)), {"conv": conv(), "norm": nn.BatchNorm2d(4)}).eval()
     rule = {"match": {"kind": "conv2d"}, "operator": "adder_conv2d", "on_refusal": "keep"}
     (stage,) = plan_for(net, recipe([rule])).stages
-    assert [(skip.site.path, skip.reason) for skip in stage.skips if skip.cause == "refused"] == [("conv", WEIGHT_ONLY)]
+    assert [(skip.site.path, skip.reason) for skip in stage.skips if skip.cause == "refused"] == [("conv", NOT_CALLED)]
 
 
 def test_a_rule_for_an_edge_takes_those_layers_and_leaves_the_others() -> None:

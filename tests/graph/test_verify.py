@@ -144,10 +144,14 @@ def open_attn(model: nn.Module) -> tuple[list[AttentionForm], OpenedCore]:
     return list(forms.values()), open_core(model.attn, trace.calls_of("attn"), "attn", forms)
 
 
+#: Written out canonically, their products have operands in another order, which some libraries round otherwise (MKL on
+#: AMD): these must agree in double precision, as `verify` asks, all others to the bit.
+TRANSPOSED = {"keys on the left", "transposed weights"}
+
+
 @pytest.mark.parametrize("spelling", [*SPELLINGS, *DROPPED, "two cores", "cascade"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_exact_products_give_the_originals_bits_in_both_modes(spelling: str, training: bool) -> None:
-    """Or its values in double precision, where the library rounds a product by the layout of its operands."""
     model = token_net(spelling)
     _, opened = open_attn(model)
     model.train(training)
@@ -159,8 +163,10 @@ def test_exact_products_give_the_originals_bits_in_both_modes(spelling: str, tra
     expected, wide = run(torch.float32), run(torch.float64)
     with running(model.attn, opened.exact):
         got, got_wide = run(torch.float32), run(torch.float64)
-    torch.testing.assert_close(got_wide, wide, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    if spelling in TRANSPOSED:
+        torch.testing.assert_close(got_wide, wide, rtol=1e-12, atol=1e-12)
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(run(torch.float32), expected, strict=True))
 
 

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from reparam.ops.adder_conv2d import AdderConv2d, AdderConv2dOptions
 from reparam.ops.adder_init import slope_matched
-from reparam.ops.adder_layer import NO_NORM, WEIGHT_ONLY, AdderLayer, AdderOptions
+from reparam.ops.adder_layer import NO_NORM, AdderLayer, AdderOptions
 from reparam.ops.adder_linear import AdderLinear
-from reparam.ops.conv_form import conv_site
+from reparam.ops.conv_examples import conv_site
+from reparam.ops.conv_form import NOT_CALLED
 from reparam.ops.site import Site
 
 FORMS: dict[str, Callable[[], nn.Conv2d]] = {
@@ -152,7 +153,7 @@ def test_the_plan_says_where_a_norm_is_inserted() -> None:
         ({}, "require", None),
         ({"normalised": False}, "insert", None),
         ({"normalised": False}, "require", NO_NORM),
-        ({"is_called": False}, "insert", WEIGHT_ONLY),
+        ({"is_called": False}, "insert", NOT_CALLED),
         (
             {"shared_with": ("embed",), "normalised": False},
             "require",

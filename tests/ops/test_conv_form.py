@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from reparam.errors import PlanError
-from reparam.ops.conv_form import ConvForm, conv_site, refuse_conv2d
+from reparam.ops.conv_examples import conv_site
+from reparam.ops.conv_form import ConvForm, refuse_conv2d
 from tests.pico import plan_for, recipe
 
 SPELLINGS: dict[str, Callable[[], nn.Conv2d]] = {

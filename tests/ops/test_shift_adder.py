@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from reparam.errors import OptionError
 from reparam.ops.base import parse_options
-from reparam.ops.conv_form import conv_site
+from reparam.ops.conv_examples import conv_site
 from reparam.ops.shift_adder_conv2d import ShiftAdderConv2d, ShiftAdderOptions
 
 FORMS: dict[str, Callable[[], nn.Conv2d]] = {
@@ -66,13 +66,27 @@ def test_it_is_the_distances_of_the_shifted_convolution_with_nothing_between(mak
         assert (layer(x) - distances(between, layer.adder.weight, conv.groups)).abs().max() > 0.1
 
 
+def test_weights_that_would_meet_padding_alone_are_left_out_and_change_nothing_but_a_constant() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 7)  # 8x8 images become 2x2
+    layer, shifted = block(conv), torch.randn(2, 6, 2, 2)
+    assert layer.adder.weight.shape == (6, 6, 3, 3)
+    whole = torch.randn(6, 6, 7, 7)
+    whole[..., 2:5, 2:5] = layer.adder.weight.detach()
+    difference = distances(shifted, whole, 1) - distances(shifted, layer.adder.weight, 1)
+    torch.testing.assert_close(difference, difference[:1, :, :1, :1].expand_as(difference), rtol=1e-4, atol=1e-4)
+
+
 @each_form
 def test_the_adder_has_the_kernel_and_the_groups_at_stride_one_and_keeps_the_size(
     make: Callable[[], nn.Conv2d],
 ) -> None:
     conv = make()
     layer = block(conv)
-    assert layer.adder.weight.shape == (conv.out_channels, conv.out_channels // conv.groups, *conv.kernel_size)
+    # Whatever reaches beyond the map of the site meets padding alone.
+    sides = conv_site(conv).output_shape[2:]
+    kernel = [min(size, 2 * side - 1) for size, side in zip(conv.kernel_size, sides, strict=True)]
+    assert layer.adder.weight.shape == (conv.out_channels, conv.out_channels // conv.groups, *kernel)
     assert (layer.adder.form.stride, layer.adder.form.dilation) == ((1, 1), (1, 1))
     assert layer.adder.bias is None
     for height, width in ((8, 9), (9, 8), (5, 12)):

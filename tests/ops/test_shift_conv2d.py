@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from reparam.errors import OptionError, PlanError, ReparamError
 from reparam.ops.base import parse_options
-from reparam.ops.conv_form import conv_site
+from reparam.ops.conv_examples import conv_site
 from reparam.ops.fixed_point import FixedPoint
 from reparam.ops.integer import activation_codes, shift_codes, shift_conv2d_integer, shift_linear_integer, shift_matmul
 from reparam.ops.shift import ShiftLinear
