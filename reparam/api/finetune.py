@@ -1,5 +1,7 @@
 """`reparam.finetune`: converts, trains and saves each stage of a recipe, from the best model of the stage before."""
 
+import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -190,13 +192,16 @@ def _fit_to_dense_(
     if run.weights.kind == "none":
         progress.message("no fit to the dense original: it has random weights")
         return
+    numbers = itertools.count(1)
+
+    def report(path: str, correlation: float, layers: int) -> None:
+        progress.message(f"fitted {next(numbers)}/{layers} {path}: correlation {correlation:.2f} with the dense layer")
+
     images = first_images(loaders.train, settings.fit_images, device=run.device)
-    found = fit_model_(model, run.dense, images, steps=settings.fit_steps)
-    if found:
-        mean = sum(found.values()) / len(found)
-        progress.message(
-            f"{len(found)} layers fitted to the dense ones on {len(images)} images: correlation {mean:.2f}"
-        )
+    fitted = fit_model_(model, run.dense, images, steps=settings.fit_steps, layer_fitted=report)
+    if fitted.correlations:
+        mean = statistics.fmean(fitted.correlations.values())
+        progress.message(f"{len(fitted.correlations)} layers fitted on {fitted.images} images: correlation {mean:.2f}")
 
 
 def _teacher(run: Run, settings: TrainSettings, progress: Progress) -> Any:

@@ -70,8 +70,8 @@ class Operator(nn.Module, ABC):
         """Local names of parameters whose gradient gets an L2 norm before each step, and eta: eta * sqrt(elements)."""
         return {}
 
-    def fit_(self, dense: nn.Module, x: Tensor, target: Tensor, *, steps: int) -> float | None:
-        """Fits the operator to what the dense module made of a batch, before training.
+    def fit_(self, dense: nn.Module, x: Tensor, target: Tensor, *, steps: int) -> float:
+        """Fits the operator to what the dense module made of a batch, before training; not every operator can be.
 
         Args:
             dense: the module that the operator replaced.
@@ -79,9 +79,9 @@ class Operator(nn.Module, ABC):
             target: what `dense` made of the same images.
             steps: of an optimiser, where one is used.
         Returns:
-            Mean correlation of the output channels with the target's, or None where there is nothing to fit.
+            Mean correlation of the output channels with the target's.
         """
-        return None
+        raise NotImplementedError
 
     @classmethod
     @abstractmethod

@@ -10,7 +10,8 @@ import reparam
 from reparam.models.cifar_resnet import CifarResNet
 from reparam.ops.adder_conv2d import AdderConv2d
 from reparam.ops.fitting import correlation
-from reparam.train.fitting import batch_statistics, fit_model_, reestimate_norms_
+from reparam.train import fitting
+from reparam.train.fitting import Fitted, batch_statistics, fit_model_, reestimate_norms_
 from tests.pico import recipe
 
 ADDER = {"match": {"kind": "conv2d"}, "operator": "adder_conv2d", "options": {"init": "normal"}}
@@ -55,7 +56,11 @@ def test_only_norms_run_as_in_training_while_their_batch_statistics_are_used() -
 
 def test_every_adder_is_fitted_in_one_pass_and_follows_its_convolution(dense: nn.Module, images: Tensor) -> None:
     model = converted(dense, images)
-    found = fit_model_(model, dense, images, steps=10)
+    seen = []
+    fitted = fit_model_(model, dense, images, steps=10, layer_fitted=lambda *report: seen.append(report))
+    found = fitted.correlations
+    assert seen == [(path, quality, 6) for path, quality in found.items()]
+    assert fitted.images == len(images)
     assert set(found) == {path for path, module in model.named_modules() if isinstance(module, AdderConv2d)}
     assert len(found) == 6
     assert all(0.3 < quality <= 1 for quality in found.values())
@@ -88,4 +93,26 @@ def test_the_original_and_the_layers_that_are_no_operators_stay_as_they_were(den
 def test_operators_that_have_nothing_to_fit_are_passed_over(dense: nn.Module, images: Tensor) -> None:
     shift = {"match": {"kind": "conv2d"}, "operator": "shift_conv2d"}
     model = reparam.convert(dense, recipe([STEM, shift]), example_input=images[:2]).model
-    assert fit_model_(model, dense, images, steps=2) == {}
+    assert fit_model_(model, dense, images, steps=2) == Fitted(correlations={}, images=0)
+
+
+def test_a_target_is_the_layers_own_output_also_where_an_activation_in_place_follows(images: Tensor) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True)).eval()
+    model = converted(dense, images)
+    fit_model_(model, dense, images, steps=0)
+    with torch.no_grad():
+        target = dense[2](dense[:2](images))
+    # The inserted norm took scale and shift of what it was fitted to: of both signs.
+    torch.testing.assert_close(model[2].norm.bias, target.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert target.min() < 0
+
+
+def test_memory_bounds_the_images_and_two_are_the_least(
+    dense: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of one 16x16 image, two layers each at 16 channels of 16x16, 32 of 8x8 and 64 of 4x4, in four bytes.
+    each = 2 * (16 * 16**2 + 32 * 8**2 + 64 * 4**2) * 4
+    for memory, taken in ((5 * each, 5), (5 * each - 1, 4), (0, 2), (1000 * each, len(images))):
+        monkeypatch.setattr(fitting, "TARGET_MEMORY", memory)
+        assert fit_model_(converted(dense, images), dense, images, steps=0).images == taken
