@@ -6,22 +6,19 @@ Nothing is built at installation. Where there is no compiler, or `REPARAM_NATIVE
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-import warnings
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC")
 _COMPILERS = ("g++", "clang++", "c++")
 #: Compiling takes seconds; a compiler that hangs must not hang the training.
 _TIMEOUT = 300
-
-
-class NativeKernelWarning(UserWarning):
-    """A fast kernel could not be built, and a slower one runs."""
 
 
 @functools.cache
@@ -35,11 +32,11 @@ def native_library(name: str) -> ctypes.CDLL | None:
         detail = getattr(error, "stderr", None) or str(error)
         if isinstance(detail, bytes):  # a timeout's, whatever `text` says
             detail = detail.decode(errors="replace")
-        warnings.warn(
-            f"the fast {name} kernel cannot be built, so a slower one runs ({' '.join(detail.split())[-300:]}). It "
-            "wants a C++ compiler with OpenMP, g++ or clang++; REPARAM_NATIVE=0 silences this.",
-            NativeKernelWarning,
-            stacklevel=2,
+        logger.warning(
+            "the fast %s kernel cannot be built, so a slower one runs (%s). It wants a C++ compiler with OpenMP, g++ "
+            "or clang++; REPARAM_NATIVE=0 silences this.",
+            name,
+            " ".join(detail.split())[-300:],
         )
         return None
 
