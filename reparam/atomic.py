@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -47,6 +48,11 @@ def write_text(target: str | Path, text: str) -> None:
     """Writes UTF-8 text to `target` by way of `atomic_file`."""
     with atomic_file(target) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def as_file_name(text: str) -> str:
+    """The text with every character that does not belong in a file name made a dash."""
+    return re.sub(r"[^\w.+]+", "-", text).strip("-.")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """`reparam finetune`: the recipe's stages, each trained and distilled from the dense original."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ RecipeName = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME|FILE", help="Recipe for a model by name; a run carries its own."),
 ]
+Resume = Annotated[
+    Literal["auto"] | None,
+    typer.Option("--resume", help="Go on where the run's training was stopped, or begin.", show_default=False),
+]
 OnlyStage = Annotated[int | None, typer.Option("--stage", min=0, help="Train this stage only; 0 is the first.")]
 
 
@@ -35,6 +39,7 @@ def finetune(
     *,
     recipe: RecipeName = None,
     stage: OnlyStage = None,
+    resume: Resume = None,
     weights: Weights = "hub",
     overrides: Overrides = None,
     allow_partial: AllowPartial = False,
@@ -64,6 +69,7 @@ def finetune(
             data=reparam.DataSettings(**data),
             settings=settings,
             stage=stage,
+            resume=resume,
             weights=weights,
             out=out,
             overrides=overrides or (),
@@ -80,3 +86,5 @@ def finetune(
     else:
         show(finetune_view(result))
         print(f"saved to {result.out}")
+    if result.stopped:
+        raise typer.Exit(1)

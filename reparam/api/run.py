@@ -6,7 +6,6 @@ RUN/stage-0-NAME/, stage-1-NAME/     the best model of each stage
 RUN/last/                            the newest model of the stage in training
 """
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 from reparam.api.convert import DENSE
 from reparam.api.evaluate import format_of
 from reparam.api.recipes import check_recipe
-from reparam.atomic import atomic_folder
+from reparam.atomic import as_file_name, atomic_folder
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import CONFIG_NAME, WEIGHTS_NAME, Record, read_record
 from reparam.checkpoint.save import save
@@ -152,11 +151,6 @@ def chosen_stages(plan: Plan, stage: int | None) -> tuple[int, ...]:
     if stage is not None and not 0 <= stage < count:
         raise OptionError(f"stage {stage}: the run has {count} stages, 0 to {count - 1}")
     return tuple(range(count)) if stage is None else (stage,)
-
-
-def as_file_name(text: str) -> str:
-    """The text with every character that does not belong in a file name made a dash."""
-    return re.sub(r"[^\w.+]+", "-", text).strip("-.")
 
 
 def _same_rules(plan: Plan, recipe: str | Path | Recipe | None, overrides: Sequence[str], *, where: Path) -> Recipe:

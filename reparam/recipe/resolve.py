@@ -11,7 +11,7 @@ from reparam.suggest import did_you_mean
 
 _TYPES: dict[str, Any] = get_type_hints(TrainSettings)
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-_AT_LEAST_ONE = frozenset({"batch_size", "grad_accum_steps", "log_interval"})
+_AT_LEAST_ONE = frozenset({"batch_size", "grad_accum_steps", "log_interval", "checkpoint_hist"})
 _AT_MOST_ONE = frozenset({"hflip", "vflip", "reprob", "smoothing", "drop_path", "model_ema_decay"})
 _CHOICES = {"amp_dtype": ("bfloat16", "float16")}
 

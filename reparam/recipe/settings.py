@@ -23,7 +23,15 @@ class TrainSettings:
     )
     validation_batch_size: int = setting(0, "Images per evaluation batch; 0 means the training batch size.", short="vb")
     grad_accum_steps: int = setting(1, "Micro-batches per optimiser step.")
-    seed: int = setting(42, "Seed of every random generator.")
+    seed: int = setting(42, "Seed of every random number, wherever it is drawn.")
+    stop_if_top1_drop_above: float | None = setting(
+        None, "Stop after a stage whose best top-1 is more points than this below the dense model's."
+    )
+    recovery_interval: int = setting(
+        0, "Steps between two states that a run can be resumed from; 0 keeps one after each epoch."
+    )
+    checkpoint_hist: int = setting(2, "How many of these states to keep.")
+    max_bad_images: int = setting(0, "Training images that may be unreadable; they are named and left out.")
 
     opt: str = setting("adamw", "Optimiser, by timm's name.")
     lr: float = setting(1e-4, "Peak learning rate, absolute.")
@@ -78,6 +86,7 @@ class TrainSettings:
     amp_dtype: str = setting("bfloat16", "Autocast type: bfloat16 or float16.")
     channels_last: bool = setting(False, "Keep images and convolutions channels-last.")
     grad_checkpointing: bool = setting(False, "Recompute activations in backward to save memory.")
+    torchcompile: str | None = setting(None, "Compile the model for training with this backend, such as inductor.")
     workers: int = setting(2, "Loader processes.", short="j")
     log_interval: int = setting(50, "Steps between two refreshed progress figures.")
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from reparam.errors import OptionError, TrainError
 from reparam.recipe.settings import TrainSettings
+from reparam.suggest import did_you_mean
+from reparam.train.processes import is_launched
 from reparam.train.step_gradients import StepGradients
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -43,11 +45,14 @@ class Engine:
         self._clip = settings.clip_grad
         self._gradients = StepGradients.of(model)
         self.student, self.optimizer = self.accelerator.prepare(Student(model), optimizer)
+        if settings.torchcompile is not None:
+            self.student = _compiled(self.student, settings.torchcompile)
 
     @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that writes files and talks."""
-        return bool(self.accelerator.is_main_process)
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss in half precision."""
+        scaler: torch.amp.GradScaler | None = self.accelerator.scaler
+        return scaler
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass, for what runs beside the student, such as the teacher."""
@@ -62,11 +67,16 @@ class Engine:
         """Adds the gradient of the loss, scaled where the precision needs it."""
         self.accelerator.backward(loss)
 
+    def clip(self) -> Tensor | None:
+        """Clips the gradient and returns its norm before; None where nothing is clipped, or a scaler judges it."""
+        if self._clip is None:
+            return None
+        norm: Tensor | None = self.accelerator.clip_grad_norm_(self._gradients.others, self._clip)  # which unscales
+        return norm if self.scaler is None else None
+
     def step(self) -> None:
-        """Clips, gives the gradients that want it a norm of their own, steps the optimiser, clears the gradients."""
-        if self._clip is not None:
-            self.accelerator.clip_grad_norm_(self._gradients.others, self._clip)  # which unscales
-        elif self._gradients.scaled:
+        """Gives the gradients that want it a norm of their own, steps the optimiser, clears the gradients."""
+        if self._clip is None and self._gradients.scaled:
             self.accelerator.unscale_gradients(self.optimizer)
         self._gradients.scale_()
         self.optimizer.step()
@@ -74,7 +84,12 @@ class Engine:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Returns the named device, or CUDA where there is one, else the CPU; raises TrainError when it is not there."""
+    """Returns the named device, or CUDA where there is one, else the CPU; raises TrainError when it is not there.
+
+    Under a distributed launch each process gets a device of that kind for itself, and they find each other here.
+    """
+    if is_launched():
+        return _own_device(name)
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -88,10 +103,25 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def _own_device(name: str | None) -> torch.device:
+    if name not in (None, "cpu", "cuda"):
+        raise TrainError(f"--device {name}: several processes take a device each; say cpu, cuda, or nothing")
+    device: torch.device = PartialState(cpu=name == "cpu").device
+    return device
+
+
 def image_shares(micro_batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
     """The share of a step's images in each of its micro-batches: the weight of its mean loss; they sum to 1."""
     sizes = [len(images) for images, _ in micro_batches]
     return [size / sum(sizes) for size in sizes]
+
+
+def _compiled(student: nn.Module, backend: str) -> nn.Module:
+    known = [*torch._dynamo.list_backends(), "eager", "aot_eager"]
+    if backend not in known:
+        raise OptionError(f'unknown compiler backend "{backend}".{did_you_mean(backend, known)}')
+    compiled: nn.Module = torch.compile(student, backend=backend)  # type: ignore[assignment]  # it is a module again
+    return compiled
 
 
 def _accelerator(settings: TrainSettings, device: torch.device) -> Accelerator:

@@ -1,17 +1,15 @@
 """The loop of one stage: epochs of steps, an evaluation after each, the best and the newest model saved as they come.
 
-A loss that is not finite ends the run, at the latest when the next figures are read (`log_interval` steps), with the
-last good checkpoint in place; so does Ctrl-C, for nothing is saved in
-the middle of an epoch, and a save replaces the older one only when it is complete.
+A loss that is not finite ends the run before it reaches the weights, with the last good checkpoint in place. So does
+Ctrl-C, between two steps where that is possible; the state that is kept then, and after each epoch, lets the next run
+go on at the very step.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
-from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -19,17 +17,21 @@ from reparam.errors import DataError, TrainError
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, read_batches
 from reparam.train.engine import Engine, image_shares
+from reparam.train.epochs import EpochLoader, MicroBatch, open_epoch
 from reparam.train.evaluate import Evaluation, evaluate_model
-from reparam.train.meter import Figures, Meter, NotFiniteError
+from reparam.train.interrupt import Interrupt
+from reparam.train.meter import Figures, Meter
 from reparam.train.objective import Objective, Terms
 from reparam.train.parameters import make_optimizer
+from reparam.train.processes import is_main, process_index, sum_over_processes_
 from reparam.train.progress import EpochReport, Progress, Silent, StepReport
-from reparam.train.regime import apply_regime_, make_mixup
+from reparam.train.randomness import Draw, seed_generators
+from reparam.train.regime import apply_regime_, average_norms_, make_mixup
 from reparam.train.routing import RoutingRecorder
 from reparam.train.schedule import make_schedule
+from reparam.train.state import History, Keep, TrainState
 
 _NO_BATCH = "the training split gives no full batch; pass a smaller --batch-size"
-MicroBatch = tuple[Tensor, Tensor]
 
 
 class Save(Protocol):
@@ -37,16 +39,6 @@ class Save(Protocol):
 
     def __call__(self, model: nn.Module, *, is_best: bool) -> None:
         """Writes it, complete or not at all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """What training a stage brought. `best_epoch` counts from 1; 0 means that no epoch beat the model as it came."""
-
-    before: Evaluation
-    best: Evaluation
-    best_epoch: int
-    epochs: tuple[EpochReport, ...]
 
 
 class Trainer:
@@ -61,6 +53,8 @@ class Trainer:
         teacher: the dense original, or None.
         stage: name of the stage, for reports.
         save: called before the first epoch and after each one, on the main process only.
+        keep: called with the state where a run can go on: before the first epoch, after each one, after each
+            `recovery_interval` steps, and on Ctrl-C; on the main process only.
         progress: who listens.
     Raises:
         OptionError: settings that the model, timm or the device does not take.
@@ -77,12 +71,14 @@ class Trainer:
         teacher: nn.Module | None = None,
         stage: str = "train",
         save: Save | None = None,
+        keep: Keep | None = None,
         progress: Progress | None = None,
     ) -> None:
         if not len(loaders.train):
             raise DataError(_NO_BATCH)
         self.model, self.loaders, self.settings = model.to(device), loaders, settings
-        self.device, self.stage, self.save, self.progress = device, stage, save, progress or Silent()
+        self.device, self.stage, self.progress = device, stage, progress or Silent()
+        self.save, self.keep = (save, keep) if is_main() else (None, None)
         apply_regime_(model, settings)
         self.mixup = make_mixup(settings, num_classes=num_classes)
         self.objective = Objective(settings, teacher=teacher.to(device) if teacher else None)
@@ -90,39 +86,65 @@ class Trainer:
         optimizer = make_optimizer(model, settings)
         self.schedule = make_schedule(optimizer, settings, micro_batches=len(loaders.train))
         self.engine = Engine(model, optimizer, settings, device=device)
-        self.meter = Meter()
-        self.epoch = self.updates = 0
+        self.meter, self.recorder = Meter(), RoutingRecorder(model)
+        self.epoch, self.step, self.updates = 1, 0, 0
+        self.history: History | None = None
         self._started = self._reported = 0.0
+        self._resumed_updates = self._bad_images = 0
 
     @property
     def kept_model(self) -> nn.Module:
         """The model that is evaluated and saved: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
-    def fit(self, *, before: Evaluation | None = None) -> Fit:
-        """Trains all epochs; `before`, the evaluation of the model as it came, is made here when it is not given.
+    def resume(self, state: TrainState) -> None:
+        """Makes `fit` go on from a state of this stage.
+
+        Raises:
+            TrainError: the state is of a model or an optimiser with other parts.
+        """
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(state.parts[name])
+            self.meter.load_state(state.figures["meter"])
+            self.recorder.load_state(state.figures["routing"] if is_main() else {})
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise TrainError(
+                f'the saved state of stage "{self.stage}" does not fit what was built: {reason}'
+            ) from error
+        self.epoch, self.step, self.updates, self.history = state.epoch, state.step, state.updates, state.history
+        self._resumed_updates = state.updates
+
+    def fit(self, *, before: Evaluation | None = None) -> History:
+        """Trains the epochs that are left; `before`, the evaluation of the model as it came, is made when not given.
 
         Raises:
             TrainError: the loss is infinite or not a number.
             DataError: there are no images, or one that cannot be read.
+            KeyboardInterrupt: Ctrl-C; the state was kept.
         """
-        set_seed(self.settings.seed)
-        before = best = before or self._evaluate()
-        best_epoch, reports = 0, []
-        self._save(is_best=True)
+        if self.history is None:
+            before = before or self._evaluate()
+            self.history = History(before=before, best=before)
+            self._save(is_best=True)
+            self._keep()
         self._started = time.perf_counter()
-        for epoch in range(1, self.schedule.epochs + 1):
-            self.epoch = epoch
-            report = self._run_epoch(best)
-            if report.is_best:
-                best, best_epoch = report.evaluation, report.epoch
-            self._save(is_best=report.is_best)
-            reports.append(report)
-            self.progress.epoch_finished(report)
-        return Fit(before=before, best=best, best_epoch=best_epoch, epochs=tuple(reports))
+        with Interrupt() as self._interrupt:
+            while self.epoch <= self.schedule.epochs:
+                report = self._run_epoch(self.history.best)
+                self.history = self.history.then(report)
+                self.epoch, self.step = self.epoch + 1, 0
+                self.meter.clear()
+                self.recorder.clear()
+                self._save(is_best=report.is_best)
+                self._keep()
+                self._tell_of_bad_images()
+                self.progress.epoch_finished(report)
+        return self.history
 
     def _run_epoch(self, best: Evaluation) -> EpochReport:
-        start = time.perf_counter()
+        start, done = time.perf_counter(), self.step
         figures, shares = self._train_epoch()
         seconds = time.perf_counter() - start
         evaluation = self._evaluate()
@@ -138,92 +160,138 @@ class Trainer:
             distill_loss=figures.distill,
             balance_loss=figures.balance,
             train_top1=figures.top1,
-            images_per_second=figures.images / seconds,
+            images_per_second=figures.images * (1 - done / self.schedule.steps) / seconds,
             evaluation=evaluation,
             is_best=_is_better(evaluation, best),
             mult_share=shares,
         )
 
     def _train_epoch(self) -> tuple[Figures, dict[str, float]]:
-        """One pass over the data; returns the epoch's figures and each layer's share of multiplied tokens."""
-        self.meter.clear()
+        """The rest of a pass over the data; returns the figures and each layer's share of multiplied tokens."""
         self.model.train()
         self._reported = time.perf_counter()
-        batches = read_batches(self.loaders.train, device=self.device)
-        with RoutingRecorder(self.model) as recorder:
-            for step, micro_batches in enumerate(_groups(batches, self.settings.grad_accum_steps), start=1):
-                self._step(micro_batches, recorder)
-                if step % self.settings.log_interval == 0 or step == self.schedule.steps:
-                    self._report(step, recorder)
-            figures = self._read(self.meter.epoch)
+        size = self.settings.grad_accum_steps
+        rest = open_epoch(self.loaders.train, self.epoch, done=self.step * size)
+        with self.recorder:
+            for micro_batches in _groups(read_batches(rest, device=self.device), size):
+                self._step(micro_batches)
+                if self.step % self.settings.log_interval == 0 or self.step == self.schedule.steps:
+                    self._report()
+                self._keep_on_the_way()
+            figures = self.meter.epoch()
             if figures is None:
                 raise DataError(_NO_BATCH)
-            return figures, recorder.shares()
+            return figures, self.recorder.shares()
 
-    def _step(self, micro_batches: list[MicroBatch], recorder: RoutingRecorder) -> None:
+    def _step(self, micro_batches: list[MicroBatch]) -> None:
         """One step of the optimiser; a micro-batch weighs as much as it has images."""
+        seed_generators(self.settings.seed, Draw.STEP, self.updates, process_index())
         for i, ((images, labels), share) in enumerate(
             zip(micro_batches, image_shares(micro_batches), strict=True), start=1
         ):
             with self.engine.accumulation(is_last=i == len(micro_batches)):
-                terms = self._forward(images, labels, recorder)
+                terms = self._forward(images, labels)
                 self.engine.backward(terms.total * share)
+        norm = self.engine.clip()
+        if not _is_finite(terms.total, norm):
+            raise TrainError(self._not_finite(terms.total, norm))
         self.engine.step()
-        self.updates += 1
+        self.step, self.updates = self.step + 1, self.updates + 1
         self.schedule.finish_update(self.updates)
         if self.ema is not None:
             self.ema.update(self.model, step=self.updates)
 
-    def _forward(self, images: Tensor, labels: Tensor, recorder: RoutingRecorder) -> Terms:
+    def _forward(self, images: Tensor, labels: Tensor) -> Terms:
         """The objective of one micro-batch; its figures go to the meter without waiting for the device."""
-        recorder.start_forward()
+        self.recorder.start_forward()
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         images, targets = self.mixup(images, labels) if self.mixup is not None else (images, labels)
         with self.engine.autocast():
             logits = self.engine.student(images)
-            terms = self.objective(logits, images, targets, balance=recorder.balance_loss())
+            terms = self.objective(logits, images, targets, balance=self.recorder.balance_loss())
         correct = (logits.detach().argmax(dim=-1) == labels).sum()
-        self.meter.add(terms, correct=correct, images=len(images), update=self.updates + 1)
+        self.meter.add(terms, correct=correct, images=len(images))
         return terms
 
-    def _report(self, step: int, recorder: RoutingRecorder) -> None:
-        figures, now = self._read(self.meter.settle), time.perf_counter()
+    def _report(self) -> None:
+        figures, now = self.meter.settle(), time.perf_counter()
         if figures is None:
             return
-        left = self.schedule.epochs * self.schedule.steps - self.updates
+        here, left = self.updates - self._resumed_updates, self.schedule.epochs * self.schedule.steps - self.updates
         self.progress.step(
             StepReport(
                 epoch=self.epoch,
                 epochs=self.schedule.epochs,
-                step=step,
+                step=self.step,
                 steps=self.schedule.steps,
                 loss=figures.total,
                 top1=figures.top1,
                 lr=self.schedule.lr,
                 images_per_second=figures.images / (now - self._reported),
-                seconds_left=(now - self._started) / self.updates * left,
-                mult_share=recorder.shares(),
+                seconds_left=(now - self._started) / here * left,
+                mult_share=self.recorder.shares(),
             )
         )
         self._reported = now
 
-    def _read(self, figures: Callable[[], Figures | None]) -> Figures | None:
-        try:
-            return figures()
-        except NotFiniteError as error:
-            step = (error.update - 1) % self.schedule.steps + 1
-            raise TrainError(
-                f'stage "{self.stage}", epoch {self.epoch}, step {step}: the loss is {error.value}, so training cannot '
-                f"go on. The checkpoints of the epochs before are intact. Lower lr ({self.settings.lr}), or clip the "
-                f"gradient (clip_grad is {self.settings.clip_grad})."
-            ) from error
+    def _tell_of_bad_images(self) -> None:
+        names = self.loaders.train.unreadable() if isinstance(self.loaders.train, EpochLoader) else ()
+        if len(names) > self._bad_images:
+            self._bad_images = len(names)
+            some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            self.progress.message(f"training images that cannot be read ({len(names)} so far) were left out: {some}")
+
+    def _not_finite(self, loss: Tensor, norm: Tensor | None) -> str:
+        what = f"the loss is {loss.item()}" if norm is None or not loss.isfinite() else f"the gradient is {norm.item()}"
+        return (
+            f'stage "{self.stage}", epoch {self.epoch}, step {self.step + 1}: {what}, so training cannot go on. The '
+            f"checkpoints so far are intact. Lower lr ({self.settings.lr}), or clip the gradient "
+            f"(clip_grad is {self.settings.clip_grad})."
+        )
+
+    def _keep_on_the_way(self) -> None:
+        """Keeps the state within an epoch: every so many steps, and before giving way to Ctrl-C."""
+        interval = self.settings.recovery_interval
+        is_due = interval and self.step % interval == 0 and self.step < self.schedule.steps
+        if is_due or self._interrupt.is_asked:
+            self._keep()
+        if self._interrupt.is_asked:
+            raise KeyboardInterrupt
+
+    def _keep(self) -> None:
+        """Hands the state over; every process takes part, for the figures of all are in it."""
+        assert self.history is not None
+        figures = {"meter": self.meter.state(), "routing": self.recorder.state()}
+        if self.keep is not None:
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            self.keep(
+                TrainState(
+                    stage=self.stage,
+                    epoch=self.epoch,
+                    step=self.step,
+                    updates=self.updates,
+                    history=self.history,
+                    parts=parts,
+                    figures=figures,
+                )
+            )
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state dictionary of its own."""
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.engine.optimizer, "schedule": self.schedule}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module
+        if self.engine.scaler is not None:
+            parts["scaler"] = self.engine.scaler
+        return parts
 
     def _evaluate(self) -> Evaluation:
+        average_norms_(self.kept_model)
         return evaluate_model(self.kept_model, self.loaders.val, self.device)
 
     def _save(self, *, is_best: bool) -> None:
-        if self.save is not None and self.engine.is_main:
+        if self.save is not None:
             self.save(self.kept_model, is_best=is_best)
 
 
@@ -237,6 +305,12 @@ def _groups(batches: Iterable[MicroBatch], size: int) -> Iterator[list[MicroBatc
             group = []
     if group:
         yield group
+
+
+def _is_finite(loss: Tensor, norm: Tensor | None) -> bool:
+    """Whether every process can go on; waits for the device, so that no bad step is made."""
+    bad = ~loss.detach().isfinite() if norm is None else ~(loss.detach().isfinite() & norm.isfinite())
+    return not bool(sum_over_processes_(bad.float()))
 
 
 def _is_better(one: Evaluation, other: Evaluation) -> bool:

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from reparam.train.objective import Terms
+from reparam.train.processes import process_count, sum_over_processes_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,64 +23,62 @@ class Figures:
     images: int
 
 
-class NotFiniteError(ArithmeticError):
-    """A loss that is not a finite number; `update` is the optimiser step, `value` the loss."""
-
-    def __init__(self, update: int, value: float) -> None:
-        super().__init__(f"loss {value} in update {update}")
-        self.update, self.value = update, value
-
-
 class Meter:
-    """Collects the terms of micro-batches. `settle` reads what is new, `epoch` sums up everything since `clear`."""
+    """Collects the terms of micro-batches. `settle` reads what is new, `epoch` sums up everything since `clear`.
+
+    Under a distributed launch every process calls both at the same step, and gets the figures of all images.
+    """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._pending: list[tuple[int, int, Tensor]] = []
+        self._pending: list[tuple[int, Tensor]] = []
         self._settled: list[tuple[int, list[float]]] = []
 
-    def add(self, terms: Terms, *, correct: Tensor, images: int, update: int) -> None:
+    def add(self, terms: Terms, *, correct: Tensor, images: int) -> None:
         """Takes the terms of one micro-batch of `images` images, `correct` (a scalar) of them right."""
         off = terms.total.new_full((), math.nan)
         parts = (terms.total, terms.task, terms.distill, terms.balance)
         row = [(off if part is None else part).detach().float() for part in parts]
-        self._pending.append((update, images, torch.stack([*row, correct.float()])))
+        self._pending.append((images, torch.stack([*row, correct.float() / images])))
 
     def settle(self) -> Figures | None:
-        """Reads what is new in one go and returns its means, or None when nothing is.
-
-        Raises:
-            NotFiniteError: a total is infinite or not a number.
-        """
+        """Reads what is new in one go and returns its means, or None when nothing is."""
         if not self._pending:
             return None
-        rows = torch.stack([row for _, _, row in self._pending]).tolist()
-        for (update, _, _), row in zip(self._pending, rows, strict=True):
-            if not math.isfinite(row[0]):
-                raise NotFiniteError(update, row[0])
-        fresh = [(images, row) for (_, images, _), row in zip(self._pending, rows, strict=True)]
+        count = process_count()
+        rows = (sum_over_processes_(torch.stack([row for _, row in self._pending])) / count).tolist()
+        fresh = [(images * count, row) for (images, _), row in zip(self._pending, rows, strict=True)]
         self._pending.clear()
         self._settled += fresh
         return _mean(fresh)
 
     def epoch(self) -> Figures | None:
-        """Settles the rest and returns the means of everything, or None when there was nothing; raises as `settle`."""
+        """Settles the rest and returns the means of everything, or None when there was nothing."""
         self.settle()
         return _mean(self._settled) if self._settled else None
+
+    def state(self) -> list[Any]:
+        """What was collected, as plain numbers."""
+        self.settle()
+        return [[images, row] for images, row in self._settled]
+
+    def load_state(self, state: list[Any]) -> None:
+        """Goes on from `state`."""
+        self._pending, self._settled = [], [(images, list(row)) for images, row in state]
 
 
 def _mean(rows: list[tuple[int, list[float]]]) -> Figures:
     """The mean over images; a term that is off is not a number in every row, and so is its mean."""
     images = sum(count for count, _ in rows)
-    total, task, distill, balance = (sum(count * row[i] for count, row in rows) / images for i in range(4))
+    total, task, distill, balance, right = (sum(count * row[i] for count, row in rows) / images for i in range(5))
     return Figures(
         total=total,
         task=task,
         distill=None if math.isnan(distill) else distill,
         balance=None if math.isnan(balance) else balance,
-        top1=100 * sum(row[4] for _, row in rows) / images,
+        top1=100 * right,
         images=images,
     )

@@ -4,6 +4,7 @@ A forward hook on every router collects both. Nothing is read on the host until 
 not make an accelerator wait.
 """
 
+from collections.abc import Mapping
 from types import TracebackType
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from reparam.ops.routing import MULTIPLY, Router, Routing, load_balance_loss
+from reparam.train.processes import sum_over_processes_
 
 
 class RoutingRecorder:
@@ -56,10 +58,30 @@ class RoutingRecorder:
         return torch.stack(layers).mean() if layers else None
 
     def shares(self) -> dict[str, float]:
-        """Returns layer -> share of its tokens so far that took the multiply expert; waits for the device."""
+        """Returns layer -> share of its tokens so far that took the multiply expert; waits for the device.
+
+        Under a distributed launch every process asks at the same step, and gets the shares of all tokens.
+        """
+        return {name: multiplied / tokens for name, (multiplied, tokens) in self.state().items()}
+
+    def state(self) -> dict[str, tuple[int, int]]:
+        """Returns layer -> tokens that took the multiply expert, and all tokens, over all processes."""
         names = list(self._multiplied)
-        counts = torch.stack([self._multiplied[name] for name in names]).tolist() if names else []
-        return {name: count / self._tokens[name] for name, count in zip(names, counts, strict=True)}
+        if not names:
+            return {}
+        counts = torch.stack([self._multiplied[name] for name in names])
+        counts = torch.stack([counts, counts.new_tensor([self._tokens[name] for name in names])])
+        multiplied, tokens = sum_over_processes_(counts).tolist()
+        return {name: (m, t) for name, m, t in zip(names, multiplied, tokens, strict=True)}
+
+    def load_state(self, state: Mapping[str, tuple[int, int]]) -> None:
+        """Counts on from `state`, which one process takes for all."""
+        self._multiplied = {name: torch.tensor(count) for name, (count, _) in state.items()}
+        self._tokens = {name: count for name, (_, count) in state.items()}
+
+    def clear(self) -> None:
+        """Forgets all counts."""
+        self._multiplied, self._tokens = {}, {}
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook type is a union that fits no function
         def record(router: Router, inputs: tuple[Tensor, ...], routing: Routing) -> None:
@@ -68,7 +90,7 @@ class RoutingRecorder:
                 self._losses.setdefault(name, []).append(loss)
             multiplied = (routing.expert.detach() == MULTIPLY).sum()
             before = self._multiplied.get(name)
-            self._multiplied[name] = multiplied if before is None else before + multiplied
+            self._multiplied[name] = multiplied if before is None else before.to(multiplied.device) + multiplied
             self._tokens[name] = self._tokens.get(name, 0) + routing.expert.numel()
 
         return record

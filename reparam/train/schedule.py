@@ -1,6 +1,7 @@
 """The learning-rate schedule: timm's, moved after every update rather than every epoch."""
 
 import math
+from typing import Any
 
 import torch
 from timm.scheduler import create_scheduler_v2
@@ -34,6 +35,15 @@ class Schedule:
         """Tells schedules that wait for a plateau how the evaluation after `epoch` (from 1) went."""
         if self._scheduler is not None:
             self._scheduler.step(epoch, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a schedule that waits for a plateau has seen."""
+        return {} if self._scheduler is None else dict(self._scheduler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`."""
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, *, micro_batches: int) -> Schedule:

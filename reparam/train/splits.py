@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
 from reparam.errors import DataError
 from reparam.recipe.data_settings import DataSettings
+from reparam.train.order import Place
+from reparam.train.randomness import Draw, seed_generators
 
 _SYNONYMS: tuple[tuple[str, ...], ...] = (("train", "training"), ("validation", "valid", "val", "evaluation", "eval"))
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -28,17 +31,23 @@ class Split:
 class Samples(Dataset[tuple[Any, int]]):
     """Images of a counted data set in one colour mode; an image that cannot be read raises a DataError with its name.
 
-    timm puts the transform in place when it makes the loader. Unlike timm's own data set, no bad image is skipped.
+    timm puts the transform in place when it makes the loader. An image that is asked for by its place in a training run
+    is augmented as that place says; there, up to `max_bad` images may be unreadable, and the next one stands in.
     """
 
-    def __init__(self, source: Any, *, mode: str, where: str) -> None:
-        self.source, self.mode, self.where = source, mode, where
+    def __init__(self, source: Any, *, mode: str, where: str, seed: int = 0, max_bad: int = 0) -> None:
+        self.source, self.mode, self.where, self.seed, self.max_bad = source, mode, where, seed, max_bad
+        # Shared, for loader processes find them and the main one names them.
+        self._is_bad = torch.zeros(len(source) if max_bad else 0, dtype=torch.bool).share_memory_()
         self.transform: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, place: int | Place) -> tuple[Any, int]:
+        if isinstance(place, Place):
+            seed_generators(self.seed, Draw.IMAGE, *place)
+        index = place.image if isinstance(place, Place) else place
         try:
             image, target = self._read(index)
         except KeyError as error:
@@ -46,10 +55,25 @@ class Samples(Dataset[tuple[Any, int]]):
                 f"{self.where}: there is no column {error}; name the columns with --input-key and --target-key"
             ) from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(place, Place) and self.max_bad:
+                return self._stand_in(place, error)
             raise DataError(
                 f"{self._name(index)}: cannot be read as an image ({error}). Repair or remove it."
             ) from error
         return (image if self.transform is None else self.transform(image)), target
+
+    def unreadable(self) -> tuple[str, ...]:
+        """Names of the images that others stood in for so far."""
+        return tuple(self._name(int(index)) for index in self._is_bad.nonzero())
+
+    def _stand_in(self, place: Place, error: Exception) -> tuple[Any, int]:
+        self._is_bad[place.image] = True
+        if int(self._is_bad.sum()) > self.max_bad:
+            raise DataError(
+                f"{self._name(place.image)}: cannot be read as an image ({error}), and {self.max_bad} others cannot "
+                "either. Repair or remove them, or allow more with --max-bad-images."
+            ) from error
+        return self[place._replace(image=(place.image + 1) % len(self))]
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         if not isinstance(self.source, ImageDataset):
@@ -74,6 +98,8 @@ def open_split(
     is_training: bool = False,
     is_root_allowed: bool = False,
     classes: Mapping[str, int] | None = None,
+    seed: int = 0,
+    max_bad_images: int = 0,
 ) -> Split:
     """Opens one split.
 
@@ -84,6 +110,8 @@ def open_split(
         is_training: shuffles a streamed data set.
         is_root_allowed: an image folder without any split folder is then itself the split.
         classes: names to indices, in place of the data set's own.
+        seed: of the augmentation.
+        max_bad_images: of training images.
     Raises:
         DataError: nothing there, nothing in it, or nothing that can be read.
     """
@@ -114,7 +142,8 @@ def open_split(
         return Split(images=source, classes=names, where=where)
     if not len(source):
         raise DataError(f"{where}: the split has no images")
-    return Split(images=Samples(source, mode=mode, where=where), classes=names, where=where)
+    samples = Samples(source, mode=mode, where=where, seed=seed, max_bad=max_bad_images)
+    return Split(images=samples, classes=names, where=where)
 
 
 def check_folders(data: DataSettings) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from reparam.atomic import write_text
+from reparam.train.processes import is_main
 from reparam.train.progress import EpochReport, Progress, StageReport, StepReport
 
 SUMMARY_NAME = "summary.csv"
@@ -30,6 +31,8 @@ class Summary:
     def append(self, report: EpochReport) -> None:
         """Adds one row and writes the file."""
         self._rows.append(_row(report))
+        if not is_main():
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, (*TIMM_COLUMNS, *OWN_COLUMNS), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -104,7 +104,7 @@ def test_the_recipe_without_rules_trains_the_dense_model(trained: FinetuneResult
 
 def test_a_run_holds_what_the_house_promises(converted: FinetuneResult) -> None:
     names = {entry.name for entry in converted.out.iterdir()}
-    files = {"config.json", "model.safetensors", "summary.csv", "args.yaml", "evaluate.json"}
+    files = {"config.json", "model.safetensors", "summary.csv", "args.yaml", "evaluate.json", "finetune.json"}
     assert names == files | {"dense", "last", "stage-0-attention", "stage-1-experts"}
 
 

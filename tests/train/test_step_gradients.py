@@ -39,6 +39,7 @@ def moved(model: nn.Module, *, scale: float = 1.0, parts: int = 1, **settings: A
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for part in x.chunk(parts):
         made.backward(made.student(part).square().sum() * scale)
+    made.clip()
     made.step()
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}
 

@@ -1,0 +1,55 @@
+"""The processes of a distributed launch, and what they do together; without a launch there is only one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_launched() -> bool:
+    """Whether `accelerate launch` or `torchrun` started several processes, told by what they set."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if _is_initialised() else 1
+
+
+def process_index() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if _is_initialised() else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return process_index() == 0
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if _is_initialised():
+        dist.barrier()
+
+
+def sum_over_processes_(values: Tensor) -> Tensor:
+    """Adds up a tensor in place over all processes; nothing to do for one."""
+    if _is_initialised():
+        dist.all_reduce(values)
+    return values
+
+
+@contextmanager
+def main_first() -> Iterator[bool]:
+    """Runs the body in the main process while the others wait, then in them; yields whether this is the main one."""
+    if not is_main():
+        wait_for_all()
+    yield is_main()
+    if is_main():
+        wait_for_all()
+
+
+def _is_initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
