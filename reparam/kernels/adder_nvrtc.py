@@ -99,9 +99,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None = N
     return out
 
 
-def input_gradient(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None = None
-) -> Tensor:
+def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None = None) -> Tensor:
     """Returns gx (B, H, W, G * I) of a gradient (B, OH, OW, G * O)."""
     packed = geometry.grouped(weight).permute(3, 4, 0, 1, 2).contiguous()
     x = x.contiguous()

@@ -9,6 +9,9 @@ Float32 on a GPU, shapes as in `adder_reference`. Which summed channels are take
 | `SPLIT` | four of them, loaded together and then taken one by one |
 """
 
+# Triton's language has types of its own.
+# mypy: allow-untyped-defs, disallow-untyped-decorators=False
+
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +51,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None = N
     return out
 
 
-def input_gradient(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None = None
-) -> Tensor:
+def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None = None) -> Tensor:
     """Returns gx (B, H, W, G * I): each pixel gathers from the outputs that read it."""
     flipped = geometry.grouped(weight).permute(3, 4, 0, 1, 2).flip(0, 1).contiguous()
     x = x.contiguous()
@@ -84,7 +85,14 @@ def _launch(
     )  # fmt: skip
 
 
-@triton.jit
+#: Compiled anew only for channels that are multiples of 16 or are not.
+_UNSPECIALIZED = [
+    "total", "rows", "columns", "height", "width", "groups", "kernel_h", "kernel_w", "stride_h", "stride_w",
+    "dilation_h", "dilation_w",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _walk(
     source, weight, own, out, total, rows, columns, height, width, groups, summed, written, kernel_h, kernel_w,
     stride_h, stride_w, dilation_h, dilation_w, FORWARD: tl.constexpr, FORM: tl.constexpr, BM: tl.constexpr,
@@ -100,10 +108,7 @@ def _walk(
     place = (pixel.to(tl.int64)[:, None] * groups + group) * written + n[None, :]
     is_written = is_pixel[:, None] & is_channel[None, :]
     total_sum = tl.zeros((BM, BN), tl.float32)
-    if FORWARD:
-        x = total_sum
-    else:
-        x = tl.load(own + place, mask=is_written, other=0.0)
+    x = total_sum if FORWARD else tl.load(own + place, mask=is_written, other=0.0)
     for tap in range(kernel_h * kernel_w):
         shift = (tap // kernel_w * dilation_h * width + tap % kernel_w * dilation_w).to(tl.int64) * groups * summed
         near = read + shift

@@ -70,7 +70,7 @@ class Geometry:
         return F.pad(x, (0, 0, columns, columns, rows, rows)).contiguous() if rows or columns else x.contiguous()
 
     def spread(self, gradient: Tensor) -> Tensor:
-        """The gradient with the zeros of the stride between its pixels, padded so that each input pixel has a window."""
+        """The gradient with the stride's zeros between its pixels, padded so that each input pixel has a window."""
         (height, width), (rows, columns) = self.output, self.stride
         if rows > 1 or columns > 1:
             sparse = gradient.new_zeros(
