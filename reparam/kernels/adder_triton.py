@@ -10,7 +10,7 @@ Float32 on a GPU, shapes as in `adder_reference`. Which summed channels are take
 """
 
 # Triton's language has types of its own.
-# mypy: allow-untyped-defs, disallow-untyped-decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, disallow-untyped-decorators=False
 
 from dataclasses import dataclass
 
