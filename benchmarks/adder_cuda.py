@@ -92,7 +92,7 @@ def label(tile: adder_nvrtc.Tile) -> str:
 
 
 def check() -> None:
-    """Each candidate's largest error of all awkward shapes, in units of the sums' sizes for the gradient."""
+    """Each candidate's largest error of all awkward shapes."""
     generator = torch.Generator().manual_seed(0)
     worst: dict[str, list[float | str]] = {}
     for index, (image, kernel, *sizes) in enumerate(AWKWARD):
@@ -103,7 +103,7 @@ def check() -> None:
             adder_reference.forward(x.double(), weight.double(), geometry),
             adder_reference.input_gradient(gradient.double(), x.double(), weight.double(), geometry),
         )
-        scales = (wanted[0].abs().clamp(min=1), torch.full_like(wanted[1], gradient.norm() / gradient[0, 0, 0].numel()))
+        scales = (wanted[0].abs().clamp(min=1), torch.ones_like(wanted[1]))
         own = [tensor.cuda() for tensor in (x, weight, gradient)]
         # Of copies of single floats, only the widest tiles are compiled.
         widths = (16, 32, 64) if kernel[0] % 4 == kernel[1] % 4 == image[3] % 4 == 0 else (64,)
@@ -120,7 +120,7 @@ def check() -> None:
                 try:
                     got = run(*given[part]).cpu().double()
                     error = ((got - wanted[part]).abs() / scales[part]).max().item()
-                    limit = 3e-6 if part == 0 else 2e-5
+                    limit = 3e-6 if part == 0 else 3e-4
                     error = error if error <= limit else f"FAIL {error:.1e} on {image} {kernel} {sizes}"
                 except Exception as problem:
                     error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
@@ -217,7 +217,7 @@ def main() -> None:
     prepare(device)
     print(f"  {time.monotonic() - begin:.0f} s, NVRTC's compilations done")
     if not arguments.no_check:
-        print("largest errors, forward relative, gradient by the gradient's norm")
+        print("largest errors, forward relative, gradient absolute")
         check()
         print(f"  {time.monotonic() - begin:.0f} s")
     print("forward, then input gradient: median of 20, G differences/s, share of the limit")
