@@ -1,21 +1,23 @@
 """The adder convolution as torch operators: the fastest form that this device has, opaque to a compiler and shape-safe.
 
-| device | float32 | other types, and a depthwise convolution on a CPU |
+| device | float32 | other types, and depthwise convolutions |
 |---|---|---|
 | CPU | adder.cpp, or `adder_reference` without a compiler | `adder_reference` |
-| CUDA | `adder_compiled` | `adder_compiled` |
+| CUDA | adder.cu, or without NVRTC `adder_triton`, or without Triton `adder_compiled` | `adder_compiled` |
 | others | `adder_reference` | `adder_reference` |
 
 All tensors are channels-last and contiguous; shapes as in `adder_reference`.
 """
 
+import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reparam.kernels import adder_compiled, adder_native, adder_reference
+from reparam.kernels import adder_compiled, adder_native, adder_nvrtc, adder_reference
 from reparam.kernels.geometry import Geometry
 
 
@@ -42,7 +44,9 @@ def _forward_on_cpu(x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
 
 @adder_forward.register_kernel("cuda")
 def _forward_on_cuda(x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
-    return adder_compiled.forward(x, weight, Geometry.of(x, weight, *sizes))
+    geometry = Geometry.of(x, weight, *sizes)
+    y: Tensor = _cuda_kernel(x, geometry).forward(x, weight, geometry)
+    return y
 
 
 @adder_forward.register_fake
@@ -74,7 +78,9 @@ def _input_gradient_on_cpu(gradient: Tensor, x: Tensor, weight: Tensor, *sizes: 
 
 @adder_input_gradient.register_kernel("cuda")
 def _input_gradient_on_cuda(gradient: Tensor, x: Tensor, weight: Tensor, *sizes: Any) -> Tensor:
-    return adder_compiled.input_gradient(gradient, x, weight, Geometry.of(x, weight, *sizes))
+    geometry = Geometry.of(x, weight, *sizes)
+    gx: Tensor = _cuda_kernel(x, geometry).input_gradient(gradient, x, weight, geometry)
+    return gx
 
 
 @adder_input_gradient.register_fake
@@ -83,6 +89,27 @@ def _fake_input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, *sizes: An
 
 
 def _suits_native(x: Tensor, geometry: Geometry) -> bool:
-    """A depthwise convolution has one channel per group and would leave the kernel's vectors empty."""
+    return _suits_tiles(x, geometry) and adder_native.is_available()
+
+
+def _cuda_kernel(x: Tensor, geometry: Geometry) -> ModuleType:
+    if not _suits_tiles(x, geometry):
+        return adder_compiled
+    if adder_nvrtc.suits(geometry) and adder_nvrtc.is_available(x.device):
+        return adder_nvrtc
+    return _triton() or adder_compiled
+
+
+def _suits_tiles(x: Tensor, geometry: Geometry) -> bool:
+    """A depthwise convolution has one channel per group and would leave a hand-written kernel's tiles empty."""
     is_depthwise = geometry.in_channels == 1 or geometry.out_channels == 1
-    return x.dtype == torch.float32 and not is_depthwise and adder_native.is_available()
+    return x.dtype == torch.float32 and not is_depthwise
+
+
+def _triton() -> ModuleType | None:
+    """The kernel in Triton, which torch brings along on Linux only."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from reparam.kernels import adder_triton
+
+    return adder_triton

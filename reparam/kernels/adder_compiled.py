@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from reparam.kernels.geometry import Geometry, Pair
 
@@ -28,7 +27,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Returns gx (B, H, W, G * I): each pixel gathers from the outputs that read it."""
-    spread = _spread(gradient, geometry)
+    spread = geometry.spread(gradient)
     windows = _windows(spread, geometry.kernel, (1, 1), geometry.dilation, geometry.groups)
     flipped = _packed(weight, geometry).flip(0, 1).transpose(-1, -2).contiguous()
     return _compiled(_input_gradient)(windows, x.unflatten(-1, (geometry.groups, -1)), flipped).flatten(3)
@@ -55,23 +54,7 @@ def _windows(padded: Tensor, kernel: Pair, stride: Pair, dilation: Pair, groups:
 
 def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
     """The weight as (KH, KW, G, I, O)."""
-    grouped = weight.unflatten(0, (geometry.groups, geometry.out_channels))
-    packed: Tensor = grouped.permute(3, 4, 0, 2, 1).contiguous()
-    return packed
-
-
-def _spread(gradient: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient with the zeros of the stride between its pixels, padded so that each input pixel has a window."""
-    (height, width), (rows, columns) = geometry.output, geometry.stride
-    if rows > 1 or columns > 1:
-        sparse = gradient.new_zeros(
-            geometry.batch, (height - 1) * rows + 1, (width - 1) * columns + 1, gradient.shape[3]
-        )
-        sparse[:, ::rows, ::columns] = gradient
-        gradient = sparse
-    before = [extent - padding for extent, padding in zip(geometry.extent, geometry.padding, strict=True)]
-    after = [geometry.image[axis] + geometry.extent[axis] - before[axis] - gradient.shape[axis + 1] for axis in (0, 1)]
-    return F.pad(gradient, (0, 0, before[1], after[1], before[0], after[0]))
+    return geometry.grouped(weight).permute(3, 4, 0, 2, 1).contiguous()
 
 
 @functools.cache

@@ -27,7 +27,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     assert library is not None
     padded = geometry.padded(x)
     width = _rounded(geometry.out_channels, library)
-    packed = _grouped(weight, geometry).permute(0, 3, 4, 2, 1)
+    packed = geometry.grouped(weight).permute(0, 3, 4, 2, 1)
     packed = F.pad(packed, (0, width - geometry.out_channels)).contiguous()
     out = x.new_empty(geometry.output_shape)
     library.reparam_adder_forward(
@@ -48,7 +48,7 @@ def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geomet
     width = _rounded(geometry.in_channels, library)
     unused = width - geometry.in_channels
     own = F.pad(x.unflatten(-1, (geometry.groups, -1)), (0, unused)).contiguous()
-    packed = F.pad(_grouped(weight, geometry).permute(0, 3, 4, 1, 2), (0, unused)).contiguous()
+    packed = F.pad(geometry.grouped(weight).permute(0, 3, 4, 1, 2), (0, unused)).contiguous()
     margin = [extent // stride for extent, stride in zip(geometry.extent, geometry.stride, strict=True)]
     given = F.pad(gradient, (0, 0, *_around(geometry, margin, 1), *_around(geometry, margin, 0))).contiguous()
     out = torch.empty_like(own)
@@ -67,11 +67,6 @@ def _around(geometry: Geometry, margin: list[int], axis: int) -> tuple[int, int]
     """Zeros before and behind the gradient along one axis, up to the outputs that the outermost pixels ask for."""
     last = (geometry.image[axis] - 1 + geometry.padding[axis]) // geometry.stride[axis]
     return margin[axis], max(0, last + 1 - geometry.output[axis])
-
-
-def _grouped(weight: Tensor, geometry: Geometry) -> Tensor:
-    grouped: Tensor = weight.unflatten(0, (geometry.groups, geometry.out_channels))
-    return grouped
 
 
 def _rounded(channels: int, library: ctypes.CDLL) -> int:

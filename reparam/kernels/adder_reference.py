@@ -49,7 +49,7 @@ def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geomet
 
 def _taps(weight: Tensor, geometry: Geometry) -> Iterator[tuple[int, int, Tensor]]:
     """Each position of the kernel with its weights (G, O, I)."""
-    grouped = weight.unflatten(0, (geometry.groups, geometry.out_channels))
+    grouped = geometry.grouped(weight)
     for i in range(geometry.kernel[0]):
         for j in range(geometry.kernel[1]):
             yield i, j, grouped[..., i, j]

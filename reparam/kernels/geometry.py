@@ -69,6 +69,24 @@ class Geometry:
         rows, columns = self.padding
         return F.pad(x, (0, 0, columns, columns, rows, rows)).contiguous() if rows or columns else x.contiguous()
 
+    def spread(self, gradient: Tensor) -> Tensor:
+        """The gradient with the stride's zeros between its pixels, padded so that each input pixel has a window."""
+        (height, width), (rows, columns) = self.output, self.stride
+        if rows > 1 or columns > 1:
+            sparse = gradient.new_zeros(
+                self.batch, (height - 1) * rows + 1, (width - 1) * columns + 1, gradient.shape[3]
+            )
+            sparse[:, ::rows, ::columns] = gradient
+            gradient = sparse
+        before = [extent - padding for extent, padding in zip(self.extent, self.padding, strict=True)]
+        after = [self.image[axis] + self.extent[axis] - before[axis] - gradient.shape[axis + 1] for axis in (0, 1)]
+        return F.pad(gradient, (0, 0, before[1], after[1], before[0], after[0]))
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """A view (G, O, I, KH, KW) of the weight."""
+        view: Tensor = weight.unflatten(0, (self.groups, self.out_channels))
+        return view
+
     def tap(self, padded: Tensor, i: int, j: int) -> Tensor:
         """What weight (i, j) reads for each output pixel: a view (B, OH, OW, channels) of padded images."""
         (height, width), (rows, columns) = self.output, self.stride

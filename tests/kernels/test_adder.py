@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam.kernels import adder, adder_compiled, adder_native, adder_reference
+from reparam.kernels import adder, adder_compiled, adder_native, adder_nvrtc, adder_reference
 from tests.kernels import oracle
 from tests.kernels.oracle import Case, cases
 
@@ -311,3 +311,30 @@ def test_on_a_gpu_the_operators_are_the_published_form(case: Case) -> None:
     gx = adder.adder_input_gradient(last(gradient).cuda(), last(x).cuda(), weight.cuda(), *case.sizes)
     torch.testing.assert_close(first(y).cpu(), oracle.forward(x, weight, case))
     torch.testing.assert_close(first(gx).cpu(), oracle.input_gradient(gradient, x, weight, case), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("has_nvrtc", "has_triton", "wanted"),
+    [
+        (True, True, "adder_nvrtc"),
+        (False, True, "adder_triton"),
+        (False, False, "adder_compiled"),
+    ],
+    ids=["nvrtc", "triton", "neither"],
+)
+def test_on_a_gpu_the_fastest_kernel_that_can_be_had_takes_float32(
+    has_nvrtc: bool, has_triton: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adder_nvrtc, "is_available", lambda device: has_nvrtc)
+    monkeypatch.setattr(adder, "_triton", lambda: ModuleType("adder_triton") if has_triton else None)
+    x, weight, _ = PLAIN.tensors(torch.float32)
+    found = adder._cuda_kernel(last(x), PLAIN.geometry(x, weight))
+    assert found.__name__.rpartition(".")[2] == wanted
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [(PLAIN, torch.float64), (DEPTHWISE, torch.float32)], ids=["float64", "depthwise"]
+)
+def test_on_a_gpu_the_compiled_kernel_takes_what_tiles_do_not_suit(case: Case, dtype: torch.dtype) -> None:
+    x, weight, _ = case.tensors(dtype)
+    assert adder._cuda_kernel(last(x), case.geometry(x, weight)) is adder_compiled
