@@ -61,6 +61,9 @@ class TrainSettings:
     crop_padding: int = setting(
         0, "Pad training images by so many pixels and crop them back, instead of a random area; CIFAR's 4."
     )
+    in_memory: bool = setting(
+        False, "Hold all images decoded on the device; for small data sets, with crop_padding and flips alone."
+    )
     hflip: float = setting(0.5, "Probability of a horizontal flip.")
     vflip: float = setting(0.0, "Probability of a vertical flip.")
     color_jitter: float = setting(0.4, "Colour jitter factor; 0 turns it off.")

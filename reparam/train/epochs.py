@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -65,9 +65,20 @@ class _PlacedErasing:
         return self._erase(images)
 
 
+@runtime_checkable
+class Seekable(Protocol):
+    """A loader whose epochs can be begun anywhere."""
+
+    def begin(self, epoch: int, *, done: int = 0) -> None:
+        """Makes the next iteration that of `epoch`, without its first `done` batches."""
+
+    def unreadable(self) -> tuple[str, ...]:
+        """Names of the images that could not be read so far."""
+
+
 def open_epoch(batches: Iterable[MicroBatch], epoch: int, *, done: int) -> Iterable[MicroBatch]:
     """The batches of an epoch after the first `done`; a stream, which cannot be sought, is read up to there."""
-    if isinstance(batches, EpochLoader):
+    if isinstance(batches, Seekable):
         batches.begin(epoch, done=done)
         return batches
     return itertools.islice(batches, done, None)

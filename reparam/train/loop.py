@@ -17,7 +17,7 @@ from reparam.errors import DataError, TrainError
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, read_batches
 from reparam.train.engine import Engine, image_shares
-from reparam.train.epochs import EpochLoader, MicroBatch, open_epoch
+from reparam.train.epochs import MicroBatch, Seekable, open_epoch
 from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.interrupt import Interrupt
 from reparam.train.meter import Figures, Meter
@@ -173,7 +173,7 @@ class Trainer:
         size = self.settings.grad_accum_steps
         rest = open_epoch(self.loaders.train, self.epoch, done=self.step * size)
         with self.recorder:
-            for micro_batches in _groups(read_batches(rest, device=self.device), size):
+            for micro_batches in self._until_asked(_groups(read_batches(rest, device=self.device), size)):
                 self._step(micro_batches)
                 if self.step % self.settings.log_interval == 0 or self.step == self.schedule.steps:
                     self._report()
@@ -182,6 +182,16 @@ class Trainer:
             if figures is None:
                 raise DataError(_NO_BATCH)
             return figures, self.recorder.shares()
+
+    def _until_asked(self, groups: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
+        """The steps' batches; a signal that ended the loader processes too is an interrupt, and not their failure."""
+        try:
+            yield from groups
+        except RuntimeError:
+            if not self._interrupt.is_asked:
+                raise
+            self._keep()
+            raise KeyboardInterrupt from None
 
     def _step(self, micro_batches: list[MicroBatch]) -> None:
         """One step of the optimiser; a micro-batch weighs as much as it has images."""
@@ -236,7 +246,7 @@ class Trainer:
         self._reported = now
 
     def _tell_of_bad_images(self) -> None:
-        names = self.loaders.train.unreadable() if isinstance(self.loaders.train, EpochLoader) else ()
+        names = self.loaders.train.unreadable() if isinstance(self.loaders.train, Seekable) else ()
         if len(names) > self._bad_images:
             self._bad_images = len(names)
             some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

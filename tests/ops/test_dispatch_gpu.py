@@ -15,6 +15,7 @@ def mixture(dispatch: str) -> MoeMlp:
     return MoeMlp.from_dense(example.dense(), example.site, options).cuda().bfloat16()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_training_step_never_synchronises_with_the_host() -> None:
     moe = mixture("auto").train()
     x = torch.randn(64, 197, 8, device="cuda", dtype=torch.bfloat16)

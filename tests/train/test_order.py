@@ -74,5 +74,3 @@ def test_neighbouring_places_share_no_seed() -> None:
     seeds = {mix(seed, draw, i, j) for seed in range(3) for draw in Draw for i in range(20) for j in range(20)}
     assert len(seeds) == 3 * len(Draw) * 400
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-
