@@ -6,7 +6,7 @@ the middle of an epoch, and a save replaces the older one only when it is comple
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,7 @@ class Trainer:
         num_classes: outputs of the model.
         device: where to train.
         teacher: the dense original, or None.
+        feature_points: modules whose outputs are distilled from the teacher's; see `features.feature_points`.
         stage: name of the stage, for reports.
         save: called before the first epoch and after each one, on the main process only.
         progress: who listens.
@@ -75,6 +76,7 @@ class Trainer:
         num_classes: int,
         device: torch.device,
         teacher: nn.Module | None = None,
+        feature_points: Sequence[str] = (),
         stage: str = "train",
         save: Save | None = None,
         progress: Progress | None = None,
@@ -85,7 +87,12 @@ class Trainer:
         self.device, self.stage, self.save, self.progress = device, stage, save, progress or Silent()
         apply_regime_(model, settings)
         self.mixup = make_mixup(settings, num_classes=num_classes)
-        self.objective = Objective(settings, teacher=teacher.to(device) if teacher else None)
+        self.objective = Objective(
+            settings,
+            teacher=teacher.to(device) if teacher else None,
+            student=model,
+            feature_points=feature_points,
+        )
         self.ema = ModelEmaV3(model, decay=settings.model_ema_decay, use_warmup=True) if settings.model_ema else None
         optimizer = make_optimizer(model, settings)
         self.schedule = make_schedule(optimizer, settings, micro_batches=len(loaders.train))
@@ -136,6 +143,7 @@ class Trainer:
             train_loss=figures.total,
             task_loss=figures.task,
             distill_loss=figures.distill,
+            feature_loss=figures.feature,
             balance_loss=figures.balance,
             train_top1=figures.top1,
             images_per_second=figures.images / seconds,
@@ -150,7 +158,7 @@ class Trainer:
         self.model.train()
         self._reported = time.perf_counter()
         batches = read_batches(self.loaders.train, device=self.device)
-        with RoutingRecorder(self.model) as recorder:
+        with RoutingRecorder(self.model) as recorder, self.objective.recording():
             for step, micro_batches in enumerate(_groups(batches, self.settings.grad_accum_steps), start=1):
                 self._step(micro_batches, recorder)
                 if step % self.settings.log_interval == 0 or step == self.schedule.steps:

@@ -16,6 +16,7 @@ class Figures:
     total: float
     task: float
     distill: float | None
+    feature: float | None
     balance: float | None
     top1: float
     images: int
@@ -43,7 +44,7 @@ class Meter:
     def add(self, terms: Terms, *, correct: Tensor, images: int, update: int) -> None:
         """Takes the terms of one micro-batch of `images` images, `correct` (a scalar) of them right."""
         off = terms.total.new_full((), math.nan)
-        parts = (terms.total, terms.task, terms.distill, terms.balance)
+        parts = (terms.total, terms.task, terms.distill, terms.feature, terms.balance)
         row = [(off if part is None else part).detach().float() for part in parts]
         self._pending.append((update, images, torch.stack([*row, correct.float()])))
 
@@ -73,12 +74,13 @@ class Meter:
 def _mean(rows: list[tuple[int, list[float]]]) -> Figures:
     """The mean over images; a term that is off is not a number in every row, and so is its mean."""
     images = sum(count for count, _ in rows)
-    total, task, distill, balance = (sum(count * row[i] for count, row in rows) / images for i in range(4))
+    total, task, distill, feature, balance = (sum(count * row[i] for count, row in rows) / images for i in range(5))
     return Figures(
         total=total,
         task=task,
         distill=None if math.isnan(distill) else distill,
+        feature=None if math.isnan(feature) else feature,
         balance=None if math.isnan(balance) else balance,
-        top1=100 * sum(row[4] for _, row in rows) / images,
+        top1=100 * sum(row[5] for _, row in rows) / images,
         images=images,
     )
