@@ -50,17 +50,17 @@ class Net(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Modules that are no points: a pair of tensors, a sum over the batch, another width than the other model's."""
+    """Modules that are no points: a pair of tensors, images and tokens in one axis, another width in the other."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(4, 1, batch_first=True)
-        self.inner, self.total, self.idle = nn.Linear(4, width), nn.Flatten(0), nn.Linear(4, 4)
+        self.inner, self.merged, self.idle = nn.Linear(4, width), nn.Flatten(0, 1), nn.Linear(4, 4)
         self.head = nn.Linear(4, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self.attn(tokens, tokens, tokens)[0]
-        self.total(self.inner(tokens))
+        self.merged(self.inner(tokens))
         logits: Tensor = self.head(tokens.mean(dim=1))
         return logits
 
@@ -183,6 +183,15 @@ def test_a_record_is_a_copy_that_a_later_activation_in_place_does_not_change() -
     assert (found["blocks.0.0"] < 0).any()
 
 
+def test_a_record_of_inference_mode_can_be_saved_for_backward() -> None:
+    model = Net()
+    with FeatureRecorder(model, ["blocks.0"]) as recorder:
+        with torch.inference_mode():
+            model(torch.randn(4, 6))
+        found = recorder.take()
+    assert not found["blocks.0"].is_inference()
+
+
 def test_a_module_that_runs_twice_counts_with_its_first_output() -> None:
     layer = nn.Linear(6, 6)
     model, images = nn.Sequential(layer, layer), torch.randn(4, 6)
@@ -279,7 +288,7 @@ def test_points_are_the_sites_or_the_modules_that_hold_them(
 
 
 def test_what_gives_no_tensor_per_image_of_the_same_shape_is_no_point() -> None:
-    paths, images = ["attn", "inner", "total", "idle", "head"], torch.zeros(2, 5, 4)
+    paths, images = ["attn", "inner", "merged", "idle", "head"], torch.zeros(2, 5, 4)
     assert feature_points(Mixed(4), Mixed(4), paths, images=images, kind="sites") == ("inner", "head")
     assert feature_points(Mixed(4), Mixed(3), paths, images=images, kind="sites") == ("head",)
 
