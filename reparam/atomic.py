@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all: written beside their target, synced, then renamed into place."""
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,10 @@ from pathlib import Path
 
 from reparam.errors import CheckpointError
 
+#: What a full disk, a used-up quota, and a file over the largest allowed size say.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
+
 
 @contextmanager
 def atomic_file(target: str | Path) -> Iterator[Path]:
@@ -19,14 +24,15 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     When the body raises, nothing remains and an existing target is untouched.
 
     Raises:
-        CheckpointError: the target is a folder, or the file system refuses.
+        CheckpointError: the target is a folder, or the file system refuses, in the body too.
     """
     target = Path(target).resolve()
     _refuse_folder(target)
     draft = _draft_beside(target)
     try:
-        yield draft
-        with _file_system_errors(target):
+        with _writing_in_body(target, draft):
+            yield draft
+        with writing(target):
             _sync(draft)
             draft.replace(target)
             _sync(target.parent)
@@ -39,7 +45,7 @@ def check_file(target: str | Path) -> None:
     target = Path(target).resolve()
     _refuse_folder(target)
     draft = _draft_beside(target)
-    with _file_system_errors(target):
+    with writing(target):
         draft.touch()
         draft.unlink()
 
@@ -56,6 +62,20 @@ def as_file_name(text: str) -> str:
 
 
 @contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns an error of the file system into a CheckpointError that names `path`, by its final name if in a draft."""
+    try:
+        yield
+    except OSError as error:
+        has_no_room = error.errno in _NO_ROOM
+        advice = "Free some space or choose another disk" if has_no_room else "Check the disk and rights"
+        raise CheckpointError(
+            f"{_final(Path(path))}: cannot be written: {error.strerror or error}. {advice}; what was there before is "
+            "as it was."
+        ) from error
+
+
+@contextmanager
 def atomic_folder(target: str | Path, *, keep_others: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `target` to fill; on leaving, it takes the target's place.
 
@@ -66,16 +86,18 @@ def atomic_folder(target: str | Path, *, keep_others: bool = False) -> Iterator[
         keep_others: carry over what the old folder holds and the new one does not, such as the stages of a run.
 
     Raises:
-        CheckpointError: the target is a file, or a folder that reparam did not make, or the file system refuses.
+        CheckpointError: the target is a file, or a folder that reparam did not make, or the file system refuses, in
+            the body too.
     """
     target = Path(target).resolve()
     refuse_foreign(target)
     draft = _draft_beside(target)
     try:
-        with _file_system_errors(target):
+        with writing(target):
             draft.mkdir()
-        yield draft
-        with _file_system_errors(target):
+        with _writing_in_body(target, draft):
+            yield draft
+        with writing(target):
             if keep_others and target.is_dir():
                 _carry_over(target, draft)
             _sync_tree(draft)
@@ -113,9 +135,26 @@ def _is_checkpoint(folder: Path) -> bool:
 
 def _draft_beside(target: Path) -> Path:
     """A free name in the target's own folder: a rename is atomic only within one file system."""
-    with _file_system_errors(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _final(path: Path) -> Path:
+    """The path as it will be once the drafts in it have taken their targets' places."""
+    return Path(*(match[1] if (match := _DRAFT.fullmatch(part)) else part for part in path.parts))
+
+
+@contextmanager
+def _writing_in_body(target: Path, draft: Path) -> Iterator[None]:
+    """As `writing`, and lets pass what fails elsewhere: a body may also read files or the network."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM and not (error.filename and Path(error.filename).is_relative_to(draft)):
+            raise
+        with writing(target):
+            raise
 
 
 def _carry_over(old: Path, new: Path) -> None:
@@ -167,13 +206,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _file_system_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot be written: {error.strerror or error}. Check the disk and rights."
-        ) from error

@@ -1,13 +1,15 @@
 """Files and folders appear whole or not at all."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from reparam.atomic import atomic_file, atomic_folder, check_file, refuse_foreign, write_text
+from reparam.atomic import atomic_file, atomic_folder, check_file, refuse_foreign, write_text, writing
 from reparam.errors import CheckpointError
 
+needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 CHECKPOINT = '{"reparam": {}}'
 
 
@@ -188,3 +190,60 @@ def test_permissions_are_those_of_any_new_folder(tmp_path):
     with atomic_folder(tmp_path / "run") as draft:
         fill(draft, "w")
     assert (tmp_path / "run").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def full_draft(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the next draft of `target` a device that has no space."""
+    monkeypatch.setattr("secrets.token_hex", lambda _: "00000000")
+    target.with_name(f".{target.name}.00000000.tmp").symlink_to("/dev/full")
+
+
+@needs_full_device
+def test_a_full_disk_is_told_with_the_file_and_the_old_one_stays(tmp_path, monkeypatch):
+    target = tmp_path / "summary.csv"
+    target.write_text("old")
+    full_draft(target, monkeypatch)
+    with pytest.raises(CheckpointError) as caught:
+        write_text(target, "new")
+    assert str(caught.value) == (
+        f"{target}: cannot be written: No space left on device. Free some space or choose another disk; what was there "
+        "before is as it was."
+    )
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["summary.csv"]
+
+
+@needs_full_device
+def test_a_disk_that_fills_up_in_a_folder_leaves_the_old_checkpoint(tmp_path):
+    target = tmp_path / "run"
+    target.mkdir()
+    fill(target, "old")
+    told = pytest.raises(CheckpointError, match=rf"^{target}: cannot be written: No space left")
+    with told, atomic_folder(target, keep_others=True) as draft:
+        fill(draft, "half")
+        shutil.copy2(target / "config.json", "/dev/full")
+    assert (target / "model.safetensors").read_text() == "old"
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_draft_that_cannot_be_opened_is_told_with_the_files_own_name(tmp_path):
+    told = pytest.raises(CheckpointError, match=rf"^{tmp_path}/run/page.md: cannot be written: No such file .* rights")
+    with told, atomic_file(tmp_path / "run" / "page.md") as draft:
+        draft.parent.rmdir()
+        draft.write_text("page")
+
+
+def test_what_fails_elsewhere_is_not_taken_for_the_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "run"):
+        (tmp_path / "absent").read_text()
+    with pytest.raises(ConnectionError), atomic_file(tmp_path / "page.md"):
+        raise ConnectionError("no network")
+
+
+def test_a_file_in_a_draft_is_named_as_it_would_have_been(tmp_path):
+    told = pytest.raises(
+        CheckpointError, match=rf"^{tmp_path}/run/dense/config.json: cannot be written: Is a directory"
+    )
+    with told, atomic_folder(tmp_path / "run") as draft, writing(draft / "dense" / "config.json"):
+        (draft / "dense" / "config.json").mkdir(parents=True)
+        (draft / "dense" / "config.json").write_text("{}")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -34,6 +35,7 @@ from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, first_images, make_loaders
 from reparam.train.engine import pick_device
 from reparam.train.evaluate import Evaluation, evaluate_model
+from reparam.train.features import feature_points
 from reparam.train.fitting import fit_model_
 from reparam.train.loop import Trainer
 from reparam.train.processes import is_main, main_first
@@ -256,13 +258,15 @@ def _train_stage(
     if state is None and settings.fit_images:
         _fit_to_dense_(model, run, settings, loaders=loaders, progress=progress)
     before = evaluate_model(model, loaders.val, run.device) if state is None else state.history.before
+    teacher = _teacher(run, settings, progress)
     trainer = Trainer(
         model,
         loaders,
         settings=settings,
         num_classes=run.num_classes,
         device=run.device,
-        teacher=_teacher(run, settings, progress),
+        teacher=teacher,
+        feature_points=_feature_points(run, i, model, settings, progress) if teacher is not None else (),
         stage=name,
         save=run.saver(i),
         keep=lambda state: write_state(run.folder / RECOVERY, state, keep=settings.checkpoint_hist),
@@ -314,12 +318,27 @@ def _fit_to_dense_(
 
 def _teacher(run: Run, settings: TrainSettings, progress: Progress) -> Any:
     """The dense original, unless it knows nothing: weights that were never trained only mislead."""
-    if not settings.distill_loss_weight:
+    if not settings.distill_loss_weight and not settings.feature_loss_weight:
         return None
     if run.weights.kind == "none":
         progress.message("no distillation: the dense original has random weights")
         return None
     return run.dense
+
+
+def _feature_points(run: Run, i: int, model: nn.Module, settings: TrainSettings, progress: Progress) -> tuple[str, ...]:
+    """Where the features of a stage are distilled, which is told; empty when they are not."""
+    if not settings.feature_loss_weight:
+        return ()
+    points = feature_points(
+        model,
+        run.dense,
+        [step.site.path for step in run.plan.stages[i].steps],
+        images=torch.zeros(2, *run.image.input_size, device=run.device),
+        kind=settings.feature_points,
+    )
+    progress.message(f"distilling the features of {', '.join(points)}")
+    return points
 
 
 def _args(run: Run, data: DataSettings, resolved: Mapping[int, TrainSettings], *, source: str) -> dict[str, Any]:

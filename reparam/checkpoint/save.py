@@ -1,6 +1,8 @@
 """Saving: a folder in timm's Hugging Face layout, complete or not at all."""
 
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf  # not re-exported, but the only writer of timm's config.json
 from torch import Tensor, nn
 
-from reparam.atomic import atomic_folder, refuse_foreign
+from reparam.atomic import atomic_folder, refuse_foreign, writing
 from reparam.checkpoint.golden import GoldenInputError, make_golden
 from reparam.checkpoint.record import CONFIG_NAME, WEIGHTS_NAME, Base, Golden, Head, Record
 from reparam.checkpoint.tensors import packed
@@ -60,12 +62,21 @@ def write_checkpoint(
     """Writes the two files of `save` into a folder that exists, for callers that make the whole folder atomic."""
     model = unwrapped(model)
     record, tensors = _record(model, example_input=example_input, extra=dict(extra or {}))
-    (draft / CONFIG_NAME).write_text(json.dumps(_config(model, record), indent=2) + "\n", encoding="utf-8")
+    config = json.dumps(_config(model, record), indent=2) + "\n"
+    with writing(draft / CONFIG_NAME):
+        (draft / CONFIG_NAME).write_text(config, encoding="utf-8")
+    with writing(draft / WEIGHTS_NAME):
+        _write_tensors(tensors, draft / WEIGHTS_NAME)
+        shutil.copymode(draft / CONFIG_NAME, draft / WEIGHTS_NAME)  # safetensors lets only the owner read its files
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes them; what safetensors says of the file system becomes the OSError that it was."""
     try:
-        save_file(tensors, draft / WEIGHTS_NAME, metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{draft / WEIGHTS_NAME}: cannot be written: {error}. Check the disk.") from error
-    shutil.copymode(draft / CONFIG_NAME, draft / WEIGHTS_NAME)  # safetensors makes files that only their owner can read
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(*((int(code[1]), os.strerror(int(code[1]))) if code else (str(error),))) from error
 
 
 def _record(
@@ -157,7 +168,8 @@ def _config(model: nn.Module, record: Record) -> dict[str, Any]:
 def _timm_config(model: nn.Module) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG_NAME
-        save_config_for_hf(model, str(path))
+        with writing(path):
+            save_config_for_hf(model, str(path))
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 

@@ -13,7 +13,11 @@ _TYPES: dict[str, Any] = get_type_hints(TrainSettings)
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 _AT_LEAST_ONE = frozenset({"batch_size", "grad_accum_steps", "log_interval", "checkpoint_hist"})
 _AT_MOST_ONE = frozenset({"hflip", "vflip", "reprob", "smoothing", "drop_path", "model_ema_decay"})
-_CHOICES = {"amp_dtype": ("bfloat16", "float16")}
+_CHOICES = {
+    "amp_dtype": ("bfloat16", "float16"),
+    "feature_loss": ("mse", "kernel"),
+    "feature_points": ("blocks", "sites"),
+}
 
 
 class _Unfit(ValueError):

@@ -83,6 +83,15 @@ class TrainSettings:
     )
     task_loss_weight: float = setting(1.0, "Weight of the loss on the labels.")
     kd_temperature: float = setting(2.0, "Softmax temperature of the distillation.")
+    feature_loss_weight: float = setting(
+        0.0, "Weight of the distillation of features, the outputs of modules inside; 0 turns it off."
+    )
+    feature_loss: str = setting(
+        "mse", "How features are compared: mse value by value, kernel by how alike the images are (PKKD, for adders)."
+    )
+    feature_points: str = setting(
+        "blocks", "Where features are compared: blocks, the modules that hold the converted layers, or sites, these."
+    )
     balance_loss_weight: float = setting(0.01, "Weight of the latency-aware load-balancing loss.")
 
     amp: bool = setting(False, "Train under autocast.")

@@ -6,7 +6,7 @@ go on at the very step.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,7 @@ class Trainer:
         num_classes: outputs of the model.
         device: where to train.
         teacher: the dense original, or None.
+        feature_points: modules whose outputs are distilled from the teacher's; see `features.feature_points`.
         stage: name of the stage, for reports.
         save: called before the first epoch and after each one, on the main process only.
         keep: called with the state where a run can go on: before the first epoch, after each one, after each
@@ -69,6 +70,7 @@ class Trainer:
         num_classes: int,
         device: torch.device,
         teacher: nn.Module | None = None,
+        feature_points: Sequence[str] = (),
         stage: str = "train",
         save: Save | None = None,
         keep: Keep | None = None,
@@ -81,7 +83,12 @@ class Trainer:
         self.save, self.keep = (save, keep) if is_main() else (None, None)
         apply_regime_(model, settings)
         self.mixup = make_mixup(settings, num_classes=num_classes)
-        self.objective = Objective(settings, teacher=teacher.to(device) if teacher else None)
+        self.objective = Objective(
+            settings,
+            teacher=teacher.to(device) if teacher else None,
+            student=model,
+            feature_points=feature_points,
+        )
         self.ema = ModelEmaV3(model, decay=settings.model_ema_decay, use_warmup=True) if settings.model_ema else None
         optimizer = make_optimizer(model, settings)
         self.schedule = make_schedule(optimizer, settings, micro_batches=len(loaders.train))
@@ -158,6 +165,7 @@ class Trainer:
             train_loss=figures.total,
             task_loss=figures.task,
             distill_loss=figures.distill,
+            feature_loss=figures.feature,
             balance_loss=figures.balance,
             train_top1=figures.top1,
             images_per_second=figures.images * (1 - done / self.schedule.steps) / seconds,
@@ -172,7 +180,7 @@ class Trainer:
         self._reported = time.perf_counter()
         size = self.settings.grad_accum_steps
         rest = open_epoch(self.loaders.train, self.epoch, done=self.step * size)
-        with self.recorder:
+        with self.recorder, self.objective.recording():
             for micro_batches in self._until_asked(_groups(read_batches(rest, device=self.device), size)):
                 self._step(micro_batches)
                 if self.step % self.settings.log_interval == 0 or self.step == self.schedule.steps:

@@ -18,6 +18,7 @@ class Figures:
     total: float
     task: float
     distill: float | None
+    feature: float | None
     balance: float | None
     top1: float
     images: int
@@ -40,7 +41,7 @@ class Meter:
     def add(self, terms: Terms, *, correct: Tensor, images: int) -> None:
         """Takes the terms of one micro-batch of `images` images, `correct` (a scalar) of them right."""
         off = terms.total.new_full((), math.nan)
-        parts = (terms.total, terms.task, terms.distill, terms.balance)
+        parts = (terms.total, terms.task, terms.distill, terms.feature, terms.balance)
         row = [(off if part is None else part).detach().float() for part in parts]
         self._pending.append((images, torch.stack([*row, correct.float() / images])))
 
@@ -73,11 +74,14 @@ class Meter:
 def _mean(rows: list[tuple[int, list[float]]]) -> Figures:
     """The mean over images; a term that is off is not a number in every row, and so is its mean."""
     images = sum(count for count, _ in rows)
-    total, task, distill, balance, right = (sum(count * row[i] for count, row in rows) / images for i in range(5))
+    total, task, distill, feature, balance, right = (
+        sum(count * row[i] for count, row in rows) / images for i in range(6)
+    )
     return Figures(
         total=total,
         task=task,
         distill=None if math.isnan(distill) else distill,
+        feature=None if math.isnan(feature) else feature,
         balance=None if math.isnan(balance) else balance,
         top1=100 * right,
         images=images,

@@ -53,6 +53,7 @@ class EpochReport:
     images_per_second: float
     evaluation: Evaluation
     is_best: bool
+    feature_loss: float | None = None
     mult_share: dict[str, float] = field(default_factory=dict)
 
     @property

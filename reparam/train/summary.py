@@ -14,7 +14,7 @@ from reparam.train.progress import EpochReport, Progress, StageReport, StepRepor
 
 SUMMARY_NAME = "summary.csv"
 TIMM_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
-OWN_COLUMNS = ("stage", "task_loss", "distill_loss", "balance_loss", "mult_share", "images_per_second")
+OWN_COLUMNS = ("stage", "task_loss", "distill_loss", "feature_loss", "balance_loss", "mult_share", "images_per_second")
 
 
 class Summary:
@@ -88,6 +88,7 @@ def _row(report: EpochReport) -> dict[str, Any]:
         "stage": report.stage,
         "task_loss": report.task_loss,
         "distill_loss": report.distill_loss,
+        "feature_loss": report.feature_loss,
         "balance_loss": report.balance_loss,
         "mult_share": report.mean_mult_share,
         "images_per_second": round(report.images_per_second, 1),
