@@ -5,13 +5,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from accelerate.utils import set_seed
 from torch import nn
 
 from reparam.api.convert import convert
 from reparam.api.evaluate import refuse_shape, write_evaluation
+from reparam.api.find_lr import try_rates
+from reparam.api.listeners import recorded
 from reparam.api.run import Base, Run, as_file_name, chosen_stages, copy_run, open_run
 from reparam.api.subject import is_checkpoint
 from reparam.errors import RecipeError
@@ -26,8 +28,10 @@ from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.fitting import fit_model_
 from reparam.train.loop import Trainer
 from reparam.train.progress import Progress, Silent, StageReport
+from reparam.train.rate_test import RateTest
+from reparam.train.routing import target_shares
 from reparam.train.splits import check_folders
-from reparam.train.summary import SUMMARY_NAME, Summary, Written, write_args
+from reparam.train.summary import SUMMARY_NAME, write_args
 
 
 class StageResult(Frozen):
@@ -49,6 +53,9 @@ class FinetuneResult(Frozen):
     stages: tuple[StageResult, ...]
 
 
+@overload
+def finetune(source: str | Path, *, find_lr: Literal[True], **options: Any) -> RateTest: ...
+@overload
 def finetune(
     source: str | Path,
     *,
@@ -67,7 +74,28 @@ def finetune(
     allow_partial: bool = False,
     device: str | None = None,
     base: Base = None,
-) -> FinetuneResult:
+    find_lr: Literal[False] = False,
+) -> FinetuneResult: ...
+def finetune(  # type: ignore[misc]  # `options` stands for the parameters below
+    source: str | Path,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    data: DataSettings,
+    settings: Mapping[str, object] | None = None,
+    stage: int | None = None,
+    weights: str = "hub",
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    in_chans: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    allow_partial: bool = False,
+    device: str | None = None,
+    base: Base = None,
+    find_lr: bool = False,
+) -> FinetuneResult | RateTest:
     """Trains the stages of a recipe, each distilled from the dense original, and leaves the best model in the run.
 
     Args:
@@ -87,6 +115,8 @@ def finetune(
         allow_partial: keep refused sites of a named model as they are instead of raising.
         device: such as "cpu" or "cuda:1"; CUDA where there is one when None.
         base: the dense model of a run that only its owner can build.
+        find_lr: train nothing; test learning rates on the first of the stages, return what came out and leave it in
+            the run as `find-lr.json`, `find-lr.png` and `find-lr.svg`.
     Raises:
         DataError: the data cannot be read, or does not fit the model.
         OptionError: training settings with faults, all named at once.
@@ -107,6 +137,8 @@ def finetune(
     run = open_run(folder, data, recipe=recipe, overrides=overrides, device=where, base=base)
     stages = chosen_stages(run.plan, stage)
     resolved = {i: resolve_settings(run.plan.recipe.stages[i].finetune, given) for i in stages}
+    if find_lr:
+        return _find_lr(run, data, resolved, progress=progress or Silent())
     return _train(run, data, resolved, source=str(source), progress=progress or Silent())
 
 
@@ -131,7 +163,17 @@ def _train(
     if (run.folder / SUMMARY_NAME).exists():
         progress.message(f"{run.folder} was trained before; stages that are trained again begin anew and are replaced")
     names = [run.plan.stages[i].name for i in resolved]
-    told = Written(progress, Summary(run.folder / SUMMARY_NAME, stages=names))
+    with recorded(run.folder, progress, anew=names, settings=resolved.values()) as told:
+        dense, results = _train_stages(run, data, resolved, source=source, progress=told)
+    if len(run.plan.stages) - 1 in resolved:
+        run.promote(len(run.plan.stages) - 1)
+        write_evaluation(run.folder, results[-1].best)
+    return FinetuneResult(out=run.folder, dense=dense, stages=tuple(results))
+
+
+def _train_stages(
+    run: Run, data: DataSettings, resolved: Mapping[int, TrainSettings], *, source: str, progress: Progress
+) -> tuple[Evaluation, list[StageResult]]:
     dense: Evaluation | None = None
     results: list[StageResult] = []
     for i, settings in resolved.items():
@@ -140,19 +182,32 @@ def _train(
             write_args(run.folder / "args.yaml", _args(run, data, resolved, source=source))
             progress.message("evaluating the dense original")
             dense = evaluate_model(run.dense, loaders.val, run.device)
-        results.append(_train_stage(run, i, settings, loaders=loaders, progress=told))
+        results.append(_train_stage(run, i, settings, loaders=loaders, dense=dense, progress=progress))
     assert dense is not None
-    if len(run.plan.stages) - 1 in resolved:
-        run.promote(len(run.plan.stages) - 1)
-        write_evaluation(run.folder, results[-1].best)
-    return FinetuneResult(out=run.folder, dense=dense, stages=tuple(results))
+    return dense, results
 
 
-def _train_stage(run: Run, i: int, settings: TrainSettings, *, loaders: Loaders, progress: Progress) -> StageResult:
+def _find_lr(run: Run, data: DataSettings, resolved: Mapping[int, TrainSettings], *, progress: Progress) -> RateTest:
+    i, settings = next(iter(resolved.items()))
+    loaders = make_loaders(data, settings, image=run.image, num_classes=run.num_classes, device=run.device)
+    model = _untrained(run, i, settings, loaders=loaders, progress=progress)
+    teacher = _teacher(run, settings, progress)
+    return try_rates(model, run, settings, loaders=loaders, teacher=teacher, progress=progress)
+
+
+def _untrained(run: Run, i: int, settings: TrainSettings, *, loaders: Loaders, progress: Progress) -> nn.Module:
+    """The model that a stage begins with."""
     set_seed(settings.seed)
-    name, model = run.plan.stages[i].name, run.stage_model(i)
+    model = run.stage_model(i)
     if settings.fit_images:
         _fit_to_dense_(model, run, settings, loaders=loaders, progress=progress)
+    return model
+
+
+def _train_stage(
+    run: Run, i: int, settings: TrainSettings, *, loaders: Loaders, dense: Evaluation, progress: Progress
+) -> StageResult:
+    name, model = run.plan.stages[i].name, _untrained(run, i, settings, loaders=loaders, progress=progress)
     before = evaluate_model(model, loaders.val, run.device)
     trainer = Trainer(
         model,
@@ -173,6 +228,8 @@ def _train_stage(run: Run, i: int, settings: TrainSettings, *, loaders: Loaders,
             epochs=trainer.schedule.epochs,
             steps_per_epoch=trainer.schedule.steps,
             before=before,
+            dense=dense,
+            target_share=target_shares(model),
         )
     )
     fit = trainer.fit(before=before)

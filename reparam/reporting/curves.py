@@ -95,7 +95,7 @@ def routing_figure(history: History) -> "Figure | None":
 def _draw_loss(axes: "Axes", stage: StageHistory, start: float) -> None:
     steps = [(start + _epochs_at(stage, step.update), step.loss) for step in stage.steps]
     _line(axes, "train, each log step", stage, steps, colour=BLUE, marker="", alpha=0.3)
-    terms = {
+    terms: dict[str, tuple[str, Sequence[float | None]]] = {
         "train": (BLUE, [epoch.train_loss for epoch in stage.epochs]),
         "task": (ORANGE, [epoch.task_loss for epoch in stage.epochs]),
         "distillation": (GREEN, [epoch.distill_loss for epoch in stage.epochs]),

@@ -67,7 +67,7 @@ class RateSweep:
     @property
     def rate(self) -> float:
         """The rate of the next step."""
-        return self._lowest * self._growth ** (len(self._rates) / (self.steps - 1))
+        return self._lowest * math.pow(self._growth, len(self._rates) / (self.steps - 1))
 
     def take(self, loss: float) -> None:
         """Notes the loss of a step that was trained at `rate`."""

@@ -9,7 +9,7 @@ from typing import Self
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from reparam.errors import OptionError
-from reparam.train.metrics import StageHistory, read_history
+from reparam.train.metrics import read_history
 from reparam.train.progress import EpochReport, Silent, StageReport, StepReport
 
 PROJECT = "reparam"
