@@ -21,18 +21,20 @@ def rate_figure(test: RateTest) -> "Figure":
     axes = figure.subplots()
     plain_axes(axes, xlabel="learning rate", ylabel="loss")
     axes.set_xscale("log")
+    if test.rates:
+        axes.set_xlim(test.rates[0] / 2, 2 * test.rates[-1])
     axes.plot(test.rates, test.losses, ".", color=BLUE, alpha=0.35, markersize=4, label="each step")
-    axes.plot(test.rates, test.smoothed, color=BLUE, linewidth=1.6, label="smoothed")
+    axes.plot(test.smoothed_rates, test.smoothed_losses, color=BLUE, linewidth=1.6, label="smoothed")
     for name, rate, colour in (
         ("steepest", test.steepest, VERMILION),
         ("tenth of the best", test.tenth_of_best, GREEN),
     ):
         if rate is not None:
             axes.axvline(rate, color=colour, linestyle="--", linewidth=1.2, label=f"{name}, {rate:.2g}")
-    if test.smoothed:
-        # The last losses of a run that diverged would flatten all others.
-        low, high = min(test.smoothed), max(test.smoothed[: 1 + len(test.smoothed) // 2])
-        margin = 0.25 * (high - low) or 1.0
+    if test.losses:
+        # The last losses before it ended, which may be huge, would flatten all others.
+        low, high = min(*test.losses, *test.smoothed_losses), max(test.losses[: 1 + len(test.losses) // 2])
+        margin = 0.1 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small", borderaxespad=0)
     return figure

@@ -1,12 +1,15 @@
 """The learning-rate range test: the rate grows exponentially from step to step, and the loss tells where it helps.
 
     rate_i = lowest * (highest / lowest)**(i / (steps - 1))
-    s_i = (beta * m + (1 - beta) * loss_i) / (1 - beta**(i + 1)),   m: the uncorrected mean before, beta = 0.9
+    mean(z)_i = sum over j <= i of beta**(i - j) * z_j / sum over j <= i of beta**(i - j),   beta = 0.9
+    s_i = mean(loss)_i,   r_i = exp(mean(log rate)_i)
 
-The test ends early when s_i exceeds 4 times the smallest s so far, or a loss is not finite. Two rates are read off: the
-one where s falls most per factor of the rate, and a tenth of the one where s is smallest.
+The test ends early when s_i exceeds 4 times the smallest s so far, or a loss is not finite. Two rates are read off the
+curve of s over r: where s falls most per factor of r, and a tenth of where s is smallest. A mean over the past lags, by
+9 steps or a factor of 4 in the usual 100; that is why the rates get the same mean. On a quadratic the rate of the
+steepest fall would else be beyond the limit of stability.
 
-Source: Smith, arXiv:1506.01186; smoothing and both readings as in fastai's `lr_find`.
+Source: Smith, arXiv:1506.01186; stop and readings as in fastai's `lr_find`; the mean of the rates is ours.
 """
 
 import math
@@ -33,14 +36,15 @@ _DIVERGED = 4.0
 
 
 class RateTest(Frozen):
-    """What a range test saw: a loss for each rate that was tried, and what to make of it.
+    """What a range test saw: a loss for each rate that was tried, the smoothed curve, and what to make of it.
 
     `steepest` and `tenth_of_best` are None when the loss never fell. `ended` says why there was no further step.
     """
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    smoothed: tuple[float, ...]
+    smoothed_rates: tuple[float, ...]
+    smoothed_losses: tuple[float, ...]
     steepest: float | None
     tenth_of_best: float | None
     ended: str
@@ -61,8 +65,9 @@ class RateSweep:
         self._lowest, self._growth = lowest, highest / lowest
         self._rates: list[float] = []
         self._losses: list[float] = []
-        self._smoothed: list[float] = []
-        self._mean = 0.0
+        self._smoothed_rates: list[float] = []
+        self._smoothed_losses: list[float] = []
+        self._mean_loss = self._mean_log = 0.0
 
     @property
     def rate(self) -> float:
@@ -75,22 +80,26 @@ class RateSweep:
         if not math.isfinite(loss):
             self.ended = f"the loss was not finite at {rate:.2g}"
             return
-        self._mean = _BETA * self._mean + (1 - _BETA) * loss
         self._rates.append(rate)
         self._losses.append(loss)
-        self._smoothed.append(self._mean / (1 - _BETA**count))
-        if self._smoothed[-1] > _DIVERGED * min(self._smoothed):
+        self._mean_loss = _BETA * self._mean_loss + (1 - _BETA) * loss
+        self._mean_log = _BETA * self._mean_log + (1 - _BETA) * math.log(rate)
+        weight = 1 - _BETA**count
+        self._smoothed_rates.append(math.exp(self._mean_log / weight))
+        self._smoothed_losses.append(self._mean_loss / weight)
+        if self._smoothed_losses[-1] > _DIVERGED * min(self._smoothed_losses):
             self.ended = f"the loss was over {_DIVERGED:g} times its best at {rate:.2g}"
         elif count == self.steps:
             self.ended = "the highest rate was reached"
 
     def result(self) -> RateTest:
         """What was seen so far."""
-        steepest, tenth = _read_off(self._rates, self._smoothed, skip=self.steps // 10)
+        steepest, tenth = _read_off(self._smoothed_rates, self._smoothed_losses, skip=self.steps // 10)
         return RateTest(
             rates=tuple(self._rates),
             losses=tuple(self._losses),
-            smoothed=tuple(self._smoothed),
+            smoothed_rates=tuple(self._smoothed_rates),
+            smoothed_losses=tuple(self._smoothed_losses),
             steepest=steepest,
             tenth_of_best=tenth,
             ended=self.ended,
@@ -191,12 +200,10 @@ class _Driver(Silent):
             group["lr"] = self._sweep.rate * group.get("lr_scale", 1.0)  # timm's name for a layer's share
 
 
-def _read_off(rates: Sequence[float], smoothed: Sequence[float], *, skip: int) -> tuple[float | None, float | None]:
+def _read_off(rates: Sequence[float], losses: Sequence[float], *, skip: int) -> tuple[float | None, float | None]:
     """The steepest rate and a tenth of the best; the first `skip` means rest on too few losses to be read."""
-    tried = range(skip, len(rates))
-    best = min(tried, key=smoothed.__getitem__, default=skip)
+    best = min(range(skip, len(rates)), key=losses.__getitem__, default=skip)
     if best == skip:
         return None, None
-    # Rates grow by one factor per step, so the fall per step is the fall per factor.
-    steepest = min(range(skip, best), key=lambda i: smoothed[i + 1] - smoothed[i])
-    return rates[steepest], rates[best] / 10
+    slopes = {i: (losses[i + 1] - losses[i]) / math.log(rates[i + 1] / rates[i]) for i in range(skip, best)}
+    return rates[min(slopes, key=slopes.__getitem__)], rates[best] / 10
