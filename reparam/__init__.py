@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from reparam.train.progress import Progress as Progress
     from reparam.train.progress import StageReport as StageReport
     from reparam.train.progress import StepReport as StepReport
+    from reparam.train.rate_test import RateTest as RateTest
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ _HOME = {
     "Plan": "reparam.graph.records",
     "Profile": "reparam.api.profile",
     "Progress": "reparam.train.progress",
+    "RateTest": "reparam.train.rate_test",
     "Recipe": "reparam.recipe.schema",
     "StageReport": "reparam.train.progress",
     "StepReport": "reparam.train.progress",

@@ -31,6 +31,9 @@ Resume = Annotated[
     typer.Option("--resume", help="Go on where the run's training was stopped, or begin.", show_default=False),
 ]
 OnlyStage = Annotated[int | None, typer.Option("--stage", min=0, help="Train this stage only; 0 is the first.")]
+FindLr = Annotated[
+    bool, typer.Option("--find-lr", help="Train nothing; test learning rates on the first stage and suggest one.")
+]
 
 
 @with_options_of(data=reparam.DataSettings, settings=reparam.TrainSettings)
@@ -49,6 +52,7 @@ def finetune(
     model_kwargs: ModelKwargs = None,
     device: Device = None,
     out: Out = None,
+    find_lr: FindLr = False,
     as_json: AsJson = False,
     data: dict[str, Any],
     settings: dict[str, Any],
@@ -57,32 +61,36 @@ def finetune(
 
     A flag that is given wins over the recipe's own setting, which wins over the default shown here.
     """
-    from reparam_cli.render.results import finetune_view  # Rich, imported only when there is something to draw
+    # Rich, imported only when there is something to draw.
+    from reparam_cli.render.results import finetune_view, rate_test_view
     from reparam_cli.render.screen import message_console, show
     from reparam_cli.render.training import progress_on
 
-    arguments = parse_pairs(model_kwargs, flag="--model-kwargs")
+    arguments: dict[str, Any] = {
+        "recipe": recipe,
+        "data": reparam.DataSettings(**data),
+        "settings": settings,
+        "stage": stage,
+        "resume": resume,
+        "weights": weights,
+        "out": out,
+        "overrides": overrides or (),
+        "num_classes": num_classes,
+        "img_size": img_size,
+        "in_chans": in_chans,
+        "model_kwargs": parse_pairs(model_kwargs, flag="--model-kwargs"),
+        "allow_partial": allow_partial,
+        "device": device,
+    }
     with only_results_on_stdout(), progress_on(message_console()) as progress:
-        result = reparam.finetune(
-            source,
-            recipe=recipe,
-            data=reparam.DataSettings(**data),
-            settings=settings,
-            stage=stage,
-            resume=resume,
-            weights=weights,
-            out=out,
-            overrides=overrides or (),
-            progress=progress,
-            num_classes=num_classes,
-            img_size=img_size,
-            in_chans=in_chans,
-            model_kwargs=arguments,
-            allow_partial=allow_partial,
-            device=device,
-        )
+        if find_lr:
+            test = reparam.finetune(source, find_lr=True, progress=progress, **arguments)
+        else:
+            result = reparam.finetune(source, progress=progress, **arguments)
     if as_json:
-        print_json(plain(result))
+        print_json(plain(test if find_lr else result))
+    elif find_lr:
+        show(rate_test_view(test))
     else:
         show(finetune_view(result))
         print(f"saved to {result.out}")

@@ -64,6 +64,7 @@ HEADINGS = {
     "model_ema": "Moving average",
     "distill_loss_weight": "Losses",
     "amp": "Precision and machine",
+    "log_interval": "Logging",
 }
 
 

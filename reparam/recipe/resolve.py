@@ -6,7 +6,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from reparam.errors import OptionError
-from reparam.recipe.settings import SETTING_NAMES, TrainSettings
+from reparam.recipe.settings import SETTING_NAMES, TRACKERS, TrainSettings
 from reparam.suggest import did_you_mean
 
 _TYPES: dict[str, Any] = get_type_hints(TrainSettings)
@@ -92,6 +92,8 @@ def _widen(value: int) -> float:
 def _check_range(key: str, value: object) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise _Unfit(f"wanted {' or '.join(map(repr, _CHOICES[key]))}, got {shorten(value)}")
+    if key == "log_with":
+        _check_trackers(str(value))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
@@ -102,6 +104,18 @@ def _check_range(key: str, value: object) -> None:
             raise _Unfit(f"wanted at most 1, got {number}")
         if key == "kd_temperature" and number == 0:
             raise _Unfit("wanted a number above 0, got 0")
+
+
+def _check_trackers(names: str) -> None:
+    for name in tracker_names(names):
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS) or f" Known: {', '.join(TRACKERS)}."
+            raise _Unfit(f'unknown tracker "{name}".{hint}')
+
+
+def tracker_names(log_with: str) -> tuple[str, ...]:
+    """Splits `log_with` at its commas; spaces and repeats do not count."""
+    return tuple(dict.fromkeys(name.strip() for name in log_with.split(",") if name.strip()))
 
 
 def shorten(value: object, *, limit: int = 60) -> str:

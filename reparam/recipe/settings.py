@@ -101,6 +101,9 @@ class TrainSettings:
     torchcompile: str | None = setting(None, "Compile the model for training with this backend, such as inductor.")
     workers: int = setting(2, "Loader processes.", short="j")
     log_interval: int = setting(50, "Steps between two refreshed progress figures.")
+    log_with: str = setting("", "Trackers, comma-separated: tensorboard, wandb, trackio.")
 
 
+#: What `log_with` may name; each is an extra of the package, too.
+TRACKERS = ("tensorboard", "wandb", "trackio")
 SETTING_NAMES: tuple[str, ...] = tuple(f.name for f in fields(TrainSettings))

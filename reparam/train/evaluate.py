@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,12 @@ class Evaluation(Frozen):
     @property
     def mean_mult_share(self) -> float | None:
         """The mean of `mult_share` over layers, or None without routers."""
-        return sum(self.mult_share.values()) / len(self.mult_share) if self.mult_share else None
+        return mean_share(self.mult_share)
+
+
+def mean_share(mult_share: Mapping[str, float]) -> float | None:
+    """Returns the mean over layers, or None without routers."""
+    return sum(mult_share.values()) / len(mult_share) if mult_share else None
 
 
 def evaluate_model(model: nn.Module, batches: Batches, device: torch.device) -> Evaluation:

@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from reparam.train.evaluate import Evaluation
+from reparam.train.evaluate import Evaluation, mean_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageReport:
-    """A stage that is about to be trained. `before` is the converted, not yet trained model."""
+    """A stage that is about to be trained.
+
+    `before` is the converted, not yet trained model, `dense` the original. `target_share` maps each router to the share
+    of tokens, in [0, 1], that it multiplies when both experts finish together.
+    """
 
     name: str
     index: int
@@ -16,6 +20,8 @@ class StageReport:
     epochs: int
     steps_per_epoch: int
     before: Evaluation
+    dense: Evaluation | None = None
+    target_share: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +38,11 @@ class StepReport:
     images_per_second: float
     seconds_left: float
     mult_share: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_mult_share(self) -> float | None:
+        """The mean of `mult_share` over layers, or None without routers."""
+        return mean_share(self.mult_share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +70,7 @@ class EpochReport:
     @property
     def mean_mult_share(self) -> float | None:
         """The mean of `mult_share` over layers, or None without routers."""
-        return sum(self.mult_share.values()) / len(self.mult_share) if self.mult_share else None
+        return mean_share(self.mult_share)
 
 
 class Progress(Protocol):
@@ -92,3 +103,30 @@ class Silent:
 
     def epoch_finished(self, epoch: EpochReport) -> None:
         """Says nothing."""
+
+
+class Fanout:
+    """Several listeners as one: each report goes to all of them, in the order given."""
+
+    def __init__(self, *listeners: Progress) -> None:
+        self._listeners = listeners
+
+    def message(self, text: str) -> None:
+        """Tells all."""
+        for listener in self._listeners:
+            listener.message(text)
+
+    def stage_started(self, stage: StageReport) -> None:
+        """Tells all."""
+        for listener in self._listeners:
+            listener.stage_started(stage)
+
+    def step(self, step: StepReport) -> None:
+        """Tells all."""
+        for listener in self._listeners:
+            listener.step(step)
+
+    def epoch_finished(self, epoch: EpochReport) -> None:
+        """Tells all."""
+        for listener in self._listeners:
+            listener.epoch_finished(epoch)

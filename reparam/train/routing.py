@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from reparam.ops.routing import MULTIPLY, Router, Routing, load_balance_loss
+from reparam.ops.routing import MULTIPLY, SHIFT, Router, Routing, load_balance_loss
 from reparam.train.processes import sum_over_processes_
 
 
@@ -94,3 +94,9 @@ class RoutingRecorder:
             self._tokens[name] = self._tokens.get(name, 0) + routing.expert.numel()
 
         return record
+
+
+def target_shares(model: nn.Module) -> dict[str, float]:
+    """Returns router -> share of tokens to multiply, in (0, 1), at which both experts finish together."""
+    routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
+    return {name: router.latency[SHIFT] / sum(router.latency) for name, router in routers.items()}

@@ -9,15 +9,14 @@ from typing import Any
 import yaml
 
 from reparam.atomic import write_text
-from reparam.train.processes import is_main
-from reparam.train.progress import EpochReport, Progress, StageReport, StepReport
+from reparam.train.progress import EpochReport, Silent
 
 SUMMARY_NAME = "summary.csv"
 TIMM_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 OWN_COLUMNS = ("stage", "task_loss", "distill_loss", "feature_loss", "balance_loss", "mult_share", "images_per_second")
 
 
-class Summary:
+class Summary(Silent):
     """`summary.csv`, written whole after each epoch so that a reader never sees half a row.
 
     Rows of other stages than `stages` are kept from a file that is already there; `epoch` counts from 0 in each
@@ -28,40 +27,18 @@ class Summary:
         self._path = path
         self._rows = [row for row in _read(path) if row.get("stage") not in stages]
 
-    def append(self, report: EpochReport) -> None:
+    def resume_at(self, stage: str, *, epochs: int) -> None:
+        """Drops the rows of a stage beyond the `epochs` that its resumed state has behind it."""
+        self._rows = [row for row in self._rows if row["stage"] != stage or int(row["epoch"]) < epochs]
+
+    def epoch_finished(self, epoch: EpochReport) -> None:
         """Adds one row and writes the file."""
-        self._rows.append(_row(report))
-        if not is_main():
-            return
+        self._rows.append(_row(epoch))
         text = io.StringIO()
         writer = csv.DictWriter(text, (*TIMM_COLUMNS, *OWN_COLUMNS), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._path, text.getvalue())
-
-
-class Written:
-    """Listens for someone else: notes every epoch in the summary and passes all reports on."""
-
-    def __init__(self, progress: Progress, summary: Summary) -> None:
-        self._progress, self._summary = progress, summary
-
-    def message(self, text: str) -> None:
-        """Passes it on."""
-        self._progress.message(text)
-
-    def stage_started(self, stage: StageReport) -> None:
-        """Passes it on."""
-        self._progress.stage_started(stage)
-
-    def step(self, step: StepReport) -> None:
-        """Passes it on."""
-        self._progress.step(step)
-
-    def epoch_finished(self, epoch: EpochReport) -> None:
-        """Writes the row, then passes the report on."""
-        self._summary.append(epoch)
-        self._progress.epoch_finished(epoch)
 
 
 def write_args(path: Path, args: Mapping[str, Any]) -> None:

@@ -1,4 +1,5 @@
 import csv
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from reparam.ops.moe import MoeMlp
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.load import load_recipe
 from reparam.recipe.settings import TrainSettings
+from reparam.train.metrics import read_history
 from reparam.train.progress import EpochReport, Silent, StageReport
+from reparam.train.rate_test import RateTest
 from tests.train.pico import draw_folder
 
 MODEL = "vit_tiny_patch16_224"
@@ -104,8 +107,9 @@ def test_the_recipe_without_rules_trains_the_dense_model(trained: FinetuneResult
 
 def test_a_run_holds_what_the_house_promises(converted: FinetuneResult) -> None:
     names = {entry.name for entry in converted.out.iterdir()}
-    files = {"config.json", "model.safetensors", "summary.csv", "args.yaml", "evaluate.json", "finetune.json"}
-    assert names == files | {"dense", "last", "stage-0-attention", "stage-1-experts"}
+    files = {"config.json", "model.safetensors", "summary.csv", "metrics.jsonl", "args.yaml", "evaluate.json"}
+    pictures = {"curves.png", "curves.svg", "routing.png", "routing.svg"}
+    assert names == files | pictures | {"finetune.json", "dense", "last", "stage-0-attention", "stage-1-experts"}
 
 
 def test_each_stage_folder_is_a_model_of_the_stages_so_far(converted: FinetuneResult) -> None:
@@ -299,3 +303,64 @@ def test_a_random_original_does_not_teach(data: DataSettings, tmp_path: Path) ->
 
 def test_the_result_reads_back_from_its_json(converted: FinetuneResult) -> None:
     assert FinetuneResult.model_validate_json(converted.model_dump_json()) == converted
+
+
+def test_the_metrics_tell_every_step_epoch_and_target(converted: FinetuneResult, notes: Notes) -> None:
+    history = read_history(converted.out / "metrics.jsonl")
+    assert [stage.report for stage in history] == notes.stages
+    assert [stage.epochs for stage in history] == [(epoch,) for epoch in notes.epochs]
+    assert [stage.report.dense for stage in history] == [converted.dense] * 2
+    assert [stage.updates for stage in history] == [3, 3]
+    targets, shares = history[1].report.target_share, history[1].epochs[0].mult_share
+    assert targets.keys() == shares.keys() != set()
+    assert set(targets.values()) == {0.4}  # the recipe's latencies are 0.6 and 0.4
+
+
+def test_a_second_training_replaces_what_is_on_record(data: DataSettings, converted: FinetuneResult) -> None:
+    before = (converted.out / "metrics.jsonl").read_text().splitlines()
+    finetune(converted.out, data=data, settings=QUICK, stage=1, device=DEVICE)
+    after = (converted.out / "metrics.jsonl").read_text().splitlines()
+    assert len(after) == len(before)
+    first = [line for line in before if json.loads(line)["stage"] == "attention"]
+    assert after[: len(first)] == first
+
+
+def test_trackers_are_given_the_figures(data: DataSettings, weights: str, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = {**QUICK, "log_with": "tensorboard"}
+    run = tmp_path / "run"
+    result = finetune(
+        MODEL, recipe="none", data=data, settings=settings, weights=weights, out=run, device=DEVICE, **SHAPE
+    )
+    events = reader.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    (point,) = events.Scalars("eval/top1")
+    assert point.step == 3
+    (epoch,) = read_history(result.out / "metrics.jsonl")[0].epochs
+    assert point.value == pytest.approx(epoch.evaluation.top1)
+
+
+def test_finding_a_rate_trains_nothing(data: DataSettings, weights: str, tmp_path: Path) -> None:
+    run, notes = tmp_path / "run", Notes()
+    test = finetune(
+        MODEL,
+        recipe="shiftaddvit",
+        data=data,
+        settings={**QUICK, "batch_size": 4},
+        weights=weights,
+        out=run,
+        device=DEVICE,
+        progress=notes,
+        find_lr=True,
+        **SHAPE,
+    )
+    assert len(test.rates) == len(test.losses) <= 9
+    assert test.rates[0] == pytest.approx(1e-7)
+    assert RateTest.model_validate_json((run / "find-lr.json").read_text()) == test
+    names = {entry.name for entry in run.iterdir()}
+    assert names == {"config.json", "model.safetensors", "dense", "find-lr.json", "find-lr.png", "find-lr.svg"}
+    assert notes.messages == [
+        "testing learning rates; nothing is trained",
+        f"wrote find-lr.json, find-lr.png, find-lr.svg to {run}",
+    ]
+    assert notes.stages == []

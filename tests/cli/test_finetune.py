@@ -20,6 +20,20 @@ def _result() -> Any:
     return FinetuneResult(out=Path("runs/x"), dense=EVALUATION, stages=(stage,))
 
 
+def _rate_test() -> Any:
+    from reparam.train.rate_test import RateTest
+
+    return RateTest(
+        rates=(1e-7, 1e-4, 0.1),
+        losses=(2.0, 1.0, 5.0),
+        smoothed_rates=(1e-7, 1e-5, 1e-3),
+        smoothed_losses=(2.0, 1.5, 2.5),
+        steepest=1.234e-4,
+        tenth_of_best=5e-4,
+        ended="the loss was over 4 times its best at 0.1",
+    )
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
@@ -27,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def finetune(source: str, **options: Any) -> object:
         arguments.update(options, source=source)
         options["progress"].message("evaluating the dense original")
-        return _result()
+        return _rate_test() if options.get("find_lr") else _result()
 
     monkeypatch.setitem(vars(reparam), "finetune", finetune)
     return arguments
@@ -74,3 +88,31 @@ def test_json_is_the_result_and_progress_stays_on_stderr(run_cli: RunCli, asked:
     answer = run_cli("finetune", "runs/x", "--data-dir", "d", "--json")
     assert reparam.FinetuneResult.model_validate(json.loads(answer.out)) == _result()
     assert answer.err == "evaluating the dense original\n"
+
+
+def test_find_lr_shows_both_suggestions(run_cli: RunCli, asked: dict[str, Any]) -> None:
+    answer = run_cli("finetune", "runs/x", "--data-dir", "d", "--find-lr")
+    assert asked["find_lr"] is True
+    assert [" ".join(line.split()) for line in answer.out.splitlines()] == [
+        "suggestion lr",
+        "where the loss falls fastest 1.2e-04",
+        "a tenth of where it is lowest 5.0e-04",
+        "3 steps up to a rate of 0.1; the loss was over 4 times its best at 0.1",
+    ]
+
+
+def test_find_lr_as_json_is_the_whole_test(run_cli: RunCli, asked: dict[str, Any]) -> None:
+    answer = run_cli("finetune", "runs/x", "--data-dir", "d", "--find-lr", "--json")
+    assert reparam.RateTest.model_validate(json.loads(answer.out)) == _rate_test()
+
+
+def test_find_lr_says_when_there_is_nothing_to_suggest(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = _rate_test().model_copy(update={"steepest": None, "tenth_of_best": None})
+    monkeypatch.setitem(vars(reparam), "finetune", lambda source, **options: nothing)
+    answer = run_cli("finetune", "runs/x", "--data-dir", "d", "--find-lr")
+    assert answer.out.splitlines()[0] == "no rate to suggest: the loss never fell"
+
+
+def test_trackers_are_a_setting(run_cli: RunCli, asked: dict[str, Any]) -> None:
+    run_cli("finetune", "runs/x", "--data-dir", "d", "--log-with", "tensorboard,wandb")
+    assert asked["settings"] == {"log_with": "tensorboard,wandb"}

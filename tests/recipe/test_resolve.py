@@ -64,7 +64,7 @@ def test_a_faulty_setting_says_what_was_wanted_and_got(key: str, value: object, 
 def test_a_setting_that_resembles_none_lists_them_all() -> None:
     fault = setting_faults({"qqqq": 1})["qqqq"]
     assert fault.startswith("unknown setting. Known: epochs, batch_size, ")
-    assert fault.endswith("log_interval.")
+    assert fault.endswith("log_with.")
 
 
 def test_all_faults_of_all_tables_come_in_one_error_each_once() -> None:

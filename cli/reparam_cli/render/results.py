@@ -11,7 +11,7 @@ from reparam_cli.render.screen import amount, change, columns, duration, experts
 from reparam_cli.words import written
 
 if TYPE_CHECKING:
-    from reparam import DemoResult, Evaluation, FinetuneResult, Profile
+    from reparam import DemoResult, Evaluation, FinetuneResult, Profile, RateTest
 
 _VERBS = {
     "mul": "multiplications",
@@ -56,6 +56,18 @@ def finetune_view(result: "FinetuneResult") -> RenderableType:
             f"{stage.best_epoch}/{stage.epochs}",
         )
     return Group(table, Text(f"top-1 on {result.dense.images} images; difference in points", style="dim"))
+
+
+def rate_test_view(test: "RateTest") -> RenderableType:
+    """Returns the rates that a range test suggests, and how it went."""
+    tried = f"{len(test.rates)} steps up to a rate of {test.rates[-1]:.2g}; " if test.rates else ""
+    how = Text(f"{tried}{test.ended}", style="dim")
+    if test.steepest is None or test.tenth_of_best is None:
+        return Group(Text("no rate to suggest: the loss never fell"), how)
+    table = plain_table("suggestion", "lr")
+    table.add_row("where the loss falls fastest", f"{test.steepest:.1e}")
+    table.add_row("a tenth of where it is lowest", f"{test.tenth_of_best:.1e}")
+    return Group(table, how)
 
 
 def profile_view(profile: "Profile", *, dense: "Profile | None") -> RenderableType:
