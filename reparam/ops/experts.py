@@ -54,9 +54,10 @@ def run_experts(tokens: Tensor, index: Tensor, experts: tuple[Expert, Expert], *
 
 
 def count_experts(layers: Iterable[tuple[nn.Module, ShiftLinear]], tokens: int, *, width: int, share: float) -> OpCount:
-    """Counts a router's two products and one comparison, and each pair of layers at the multiply expert's share."""
+    """Counts a router's two products with their biases and one comparison, and each pair of layers at the multiply expert's share."""
     multiplied = round(tokens * share)
-    count = OpCount.multiply_accumulate(tokens * 2 * width) + OpCount({("cmp", "f32"): tokens})
+    count = OpCount.multiply_accumulate(tokens * 2 * width)
+    count += OpCount({("add", "f32"): tokens * 2, ("cmp", "f32"): tokens})
     for multiply, shift in layers:
         count += count_dense(multiply, multiplied) + shift.op_count((tokens - multiplied, shift.in_features))
     return count

@@ -6,6 +6,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from reparam.errors import OptionError
+from reparam.recipe.expert_latency import WANTED as LATENCY_WANTED
+from reparam.recipe.expert_latency import parse_latency
 from reparam.recipe.settings import SETTING_NAMES, TrainSettings
 from reparam.suggest import did_you_mean
 
@@ -88,6 +90,8 @@ def _widen(value: int) -> float:
 def _check_range(key: str, value: object) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise _Unfit(f"wanted {' or '.join(map(repr, _CHOICES[key]))}, got {shorten(value)}")
+    if key == "latency":
+        _check_latency(str(value))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
@@ -98,6 +102,13 @@ def _check_range(key: str, value: object) -> None:
             raise _Unfit(f"wanted at most 1, got {number}")
         if key == "kd_temperature" and number == 0:
             raise _Unfit("wanted a number above 0, got 0")
+
+
+def _check_latency(text: str) -> None:
+    try:
+        parse_latency(text)
+    except ValueError as error:
+        raise _Unfit(f"wanted {LATENCY_WANTED}, got {error}") from None
 
 
 def shorten(value: object, *, limit: int = 60) -> str:

@@ -73,6 +73,11 @@ class TrainSettings:
     task_loss_weight: float = setting(1.0, "Weight of the loss on the labels.")
     kd_temperature: float = setting(2.0, "Softmax temperature of the distillation.")
     balance_loss_weight: float = setting(0.01, "Weight of the latency-aware load-balancing loss.")
+    latency: str = setting(
+        "recipe",
+        "Latencies of the multiply and the shift expert that balance the load: recipe, measured, modelled, or two "
+        "numbers such as 0.6,0.4.",
+    )
 
     amp: bool = setting(False, "Train under autocast.")
     amp_dtype: str = setting("bfloat16", "Autocast type: bfloat16 or float16.")
