@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from torch import nn
 
 from reparam.api.convert import convert
 from reparam.api.evaluate import refuse_shape, write_evaluation
+from reparam.api.latency import set_expert_latencies_
 from reparam.api.run import Base, Run, as_file_name, chosen_stages, copy_run, open_run
 from reparam.api.subject import is_checkpoint
 from reparam.errors import RecipeError
@@ -153,6 +155,9 @@ def _train_stage(run: Run, i: int, settings: TrainSettings, *, loaders: Loaders,
     name, model = run.plan.stages[i].name, run.stage_model(i)
     if settings.fit_images:
         _fit_to_dense_(model, run, settings, loaders=loaders, progress=progress)
+    example_input = torch.zeros(settings.batch_size, *run.image.input_size, device=run.device)
+    for line in set_expert_latencies_(model, settings.latency, example_input):
+        progress.message(line)
     before = evaluate_model(model, loaders.val, run.device)
     trainer = Trainer(
         model,

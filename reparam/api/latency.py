@@ -88,7 +88,8 @@ def _lines(found: Found) -> Iterator[str]:
 def _how(figures: ExpertLatency | ExpertProxy) -> str:
     if isinstance(figures, ExpertProxy):
         return "modelled by energy per operation"
-    return f"{figures.source} ({figures.device}, {figures.threads} threads, batch {figures.batch})"
+    threads = f"{figures.threads} thread{'s' if figures.threads != 1 else ''}"
+    return f"{figures.source} ({figures.device}, {threads}, batch {figures.batch})"
 
 
 def _where(paths: list[str]) -> str:
