@@ -78,4 +78,4 @@ def timer_class() -> "type[Timer]":
 
 def device_name(device: torch.device) -> str:
     """How reports call a device: the name of the GPU, or "cpu"."""
-    return torch.cuda.getdevice_name(device) if device.type == "cuda" else device.type
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

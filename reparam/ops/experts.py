@@ -54,7 +54,7 @@ def run_experts(tokens: Tensor, index: Tensor, experts: tuple[Expert, Expert], *
 
 
 def count_experts(layers: Iterable[tuple[nn.Module, ShiftLinear]], tokens: int, *, width: int, share: float) -> OpCount:
-    """Counts a router's two products with their biases and one comparison, and each pair of layers at the multiply expert's share."""
+    """Counts a router (two products with biases, one comparison) and pairs of layers at the multiply expert's share."""
     multiplied = round(tokens * share)
     count = OpCount.multiply_accumulate(tokens * 2 * width)
     count += OpCount({("add", "f32"): tokens * 2, ("cmp", "f32"): tokens})

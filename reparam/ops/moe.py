@@ -77,11 +77,10 @@ class MoeMlp(Operator):
 
     def set_latency_(self, latency: tuple[float, float]) -> None:
         """Balances the load by other latencies of the two experts, in every router of this MLP."""
-        mixtures = [self, *(layer for layer in self.modules() if isinstance(layer, RoutedLayer))]
-        for mixture in mixtures:
-            mixture.options = mixture.options.model_copy(update={"latency": latency})
         for module in self.modules():
-            if isinstance(module, Router):
+            if isinstance(module, MoeMlp | RoutedLayer):
+                module.options = module.options.model_copy(update={"latency": latency})
+            elif isinstance(module, Router):
                 module.latency = latency
 
     def _dispatch(

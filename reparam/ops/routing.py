@@ -1,6 +1,7 @@
 """The router of a mixture of experts, and the latency-aware load-balancing loss that trains it.
 
-    p = softmax(x @ W'),   expert = argmax(x @ W' + noise),   noise ~ N(0, sigma**2) while training, 0 in eval
+    logits = x @ W' + b,   p = softmax(logits)
+    expert = argmax(logits + noise),   noise ~ N(0, sigma**2) while training, 0 in eval
 
     L = SCV(alpha_i * importance_i) + SCV(alpha_i * load_i),   SCV(z) = var(z) / mean(z)**2, population variance
     importance_i = sum over tokens of p_i
@@ -9,11 +10,15 @@
 
 With two experts the threshold of the chosen one is the runner-up's noisy logit and that of the other is the winner's,
 so it is the other expert's in both cases. alpha_i is the expert's share of the latency, so L is 0 when expected tokens
-are inversely proportional to latency and both experts finish together.
+are inversely proportional to latency and both experts finish together. Sums run over the tokens of all processes.
+
+While sigma is wide against the spread of the logits, noise alone meets the target: logits that differ by the same
+amount for every token make L small, and without noise all of those tokens go one way. So sigma falls as training goes
+on, until the load is nearly the share that evaluation sees.
 
 Source: ShiftAddViT, arXiv:2306.06446, and Shazeer et al., arXiv:1701.06538 (load). Repaired: thresholds and logits are
 on one scale (released: probabilities against logits), the loss reaches the router (released: never), noise only in
-training. Shapes: x (T, C), logits (T, 2).
+training. Ours: the noise falls. Shapes: x (T, C), logits (T, 2).
 """
 
 import math

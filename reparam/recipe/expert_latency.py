@@ -1,4 +1,4 @@
-"""The setting `latency`: where the latencies of the two experts of a mixture come from, or the two numbers themselves."""
+"""The setting `latency`: where the latencies of a mixture's two experts come from, or the two numbers themselves."""
 
 import math
 from typing import Literal, get_args
