@@ -43,8 +43,8 @@ class MoeMlp(Operator):
     """mlp(x) -> gate * (mlp(x) or shifted_mlp(x)), chosen per token.
 
     Before: the MLP's multiplications for every token. After: the router's for every token, the MLP's for the tokens
-    that take the multiply expert, shifts for the others. State: `router.weight` (2, C), `router.bias` (2,),
-    `multiply.*` (the pretrained MLP), `shift.*` (its shifted copy). Where the MLP mixes tokens: `body.*`, the
+    that take the multiply expert, shifts for the others. State: `router.weight` (2, C), and `router.bias` (2,)
+    where the options ask for it; `multiply.*` (the pretrained MLP), `shift.*` (its shifted copy). Where the MLP mixes tokens: `body.*`, the
     pretrained MLP with a `RoutedLayer` in place of each of its layers. `place` is the path and number of its site.
     """
 
@@ -168,7 +168,7 @@ class MoeMlp(Operator):
         pairs = self.expert_layers()
         width = widths(pairs[0][0])[0]
         share = self.options.balanced_share if mult_share is None else mult_share
-        return count_experts(pairs, tokens_in(input_shapes[0], width), width=width, share=share)
+        return count_experts(pairs, tokens_in(input_shapes[0], width), router=self.router, share=share)
 
     def _count_routed(self, shape: tuple[int, ...], mult_share: float | None) -> OpCount:
         layers = [self.body.get_submodule(name) for name in self.form.linears]

@@ -19,6 +19,9 @@ class MoeMlpOptions(OperatorOptions):
     router_init: Literal["zero", "normal"] = Field("zero", description="Zero starts with every token multiplied.")
     router_noise: float = Field(0.5, ge=0, description="Standard deviation on the logits as training starts.")
     router_noise_end: float = Field(0.1, ge=0, le=1, description="Share of it at the end of a stage; 1 keeps it all.")
+    router_bias: bool = Field(
+        False, description="A trained bias on the logits, without which evenly spread tokens split in halves."
+    )
     dispatch: Literal["auto", "gather", "grouped", "masked"] = Field("auto", description="How tokens reach experts.")
 
     @field_validator("latency")
@@ -38,6 +41,6 @@ class MoeMlpOptions(OperatorOptions):
         """Returns a router of tokens with `width` channels, on the device and in the type of a tensor."""
         router = Router(
             width, latency=self.latency, gate=self.gate, init=self.router_init, noise=self.router_noise,
-            noise_end=self.router_noise_end,
+            noise_end=self.router_noise_end, bias=self.router_bias,
         )  # fmt: skip
         return router.to(device=like.device, dtype=like.dtype)

@@ -65,7 +65,7 @@ class RoutedLayer(nn.Module):
         """Counts one call on an input of this shape at a measured share of tokens, or else at the balanced load."""
         width = widths(self.multiply)[0]
         share = self.options.balanced_share if mult_share is None else mult_share
-        return count_experts(self.expert_layers(), tokens_in(shape, width), width=width, share=share)
+        return count_experts(self.expert_layers(), tokens_in(shape, width), router=self.router, share=share)
 
 
 def route_layers(mlp: nn.Module, form: MlpForm, site: Site, options: MoeMlpOptions) -> nn.Module:

@@ -53,10 +53,11 @@ class Router(nn.Module):
             stood, while training noise explores both; "normal" is N(0, 0.02**2).
         noise: standard deviation sigma on the logits at the start of training.
         noise_end: share of `noise` that is left at the end; 1 keeps it all along, as published.
+        bias: add one number to each logit, from zero; without, tokens spread evenly around zero always split in halves.
     """
 
     #: Decay would pull every token towards a coin toss.
-    no_decay = ("weight", "bias")
+    no_decay = ("weight",)
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Router(nn.Module):
         init: Literal["zero", "normal"] = "zero",
         noise: float = 0.5,
         noise_end: float = 0.1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.latency, self.gate, self.noise, self.noise_end = latency, gate, noise, noise_end
@@ -74,8 +76,7 @@ class Router(nn.Module):
         start = torch.zeros(2, width) if init == "zero" else 0.02 * torch.randn(2, width)
         # The released gate passes no gradient on; a parameter that cannot learn must not look as if it could.
         self.weight = nn.Parameter(start, requires_grad=gate != "one")
-        # Without it, tokens that are spread evenly around zero are always split in halves.
-        self.bias = nn.Parameter(torch.zeros(2), requires_grad=gate != "one")
+        self.bias = nn.Parameter(torch.zeros(2), requires_grad=gate != "one") if bias else None
 
     def forward(self, tokens: Tensor) -> Routing:
         """Routes tokens (T, C)."""

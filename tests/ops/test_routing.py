@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, multiprocessing, nn
 
+from reparam.counts import OpCount
 from reparam.ops.moe import MoeMlp, MoeMlpOptions
 from reparam.ops.routing import (
     Router,
@@ -71,7 +72,7 @@ def test_the_loss_vanishes_when_tokens_are_inversely_proportional_to_latency() -
 @pytest.mark.parametrize("latency", [(0.6, 0.4), (0.5, 0.5), (3.0, 1.0)], ids=str)
 def test_training_by_the_loss_alone_moves_the_shares_to_the_target(latency: tuple[float, float]) -> None:
     torch.manual_seed(0)
-    router = Router(8, latency=latency).train()
+    router = Router(8, latency=latency, bias=True).train()
     optimiser = torch.optim.Adam(router.parameters(), lr=0.05)
     tokens = torch.randn(512, 8)
     for _ in range(150):
@@ -121,7 +122,7 @@ def share_of(moe: MoeMlp, *, training: bool) -> float:
 def test_a_mixture_that_trains_comes_from_all_multiplied_to_its_target_in_training_and_in_evaluation(
     latency: tuple[float, float], target: float
 ) -> None:
-    moe = mixture(latency=latency)
+    moe = mixture(latency=latency, router_bias=True)
     dense = copy.deepcopy(moe.multiply)
     assert share_of(moe, training=False) == 1.0
     train_mixture(moe, dense, latency)
@@ -249,8 +250,23 @@ def test_hand_counted_operations_at_the_balanced_load() -> None:
     router, layer = 10 * 2 * 8, 8 * 16
     assert count["mul.f32"] == router + 4 * 2 * layer
     assert count["shift.f32"] == 6 * 2 * layer
-    assert count["add.f32"] == router + 10 * 2 + 10 * 2 * layer + 10 * (16 + 8)
+    assert count["add.f32"] == router + 10 * 2 * layer + 10 * (16 + 8)
     assert count["cmp.f32"] == 10
+
+
+def test_a_router_s_bias_costs_two_additions_a_token() -> None:
+    with_bias, without = (mixture(router_bias=on).op_count((1, 10, 8)) for on in (True, False))
+    assert with_bias == without + OpCount({("add", "f32"): 20})
+
+
+def test_without_a_bias_tokens_around_zero_split_in_halves_whatever_the_target() -> None:
+    router = Router(8, init="normal").eval()
+    tokens = torch.randn(50, 8)
+    share = (router(torch.cat([tokens, -tokens])).expert == 0).float().mean().item()
+    assert share == 0.5
+    shifted = Router(8, init="normal", bias=True).eval()
+    nn.init.constant_(shifted.bias[1:], 9.0)
+    assert shifted(tokens).expert.sum() == 50
 
 
 def test_an_expert_without_tokens_keeps_its_range_and_the_step_goes_on() -> None:
