@@ -43,9 +43,10 @@ class MoeMlp(Operator):
     """mlp(x) -> gate * (mlp(x) or shifted_mlp(x)), chosen per token.
 
     Before: the MLP's multiplications for every token. After: the router's for every token, the MLP's for the tokens
-    that take the multiply expert, shifts for the others. State: `router.weight` (2, C), and `router.bias` (2,)
-    where the options ask for it; `multiply.*` (the pretrained MLP), `shift.*` (its shifted copy). Where the MLP mixes tokens: `body.*`, the
-    pretrained MLP with a `RoutedLayer` in place of each of its layers. `place` is the path and number of its site.
+    that take the multiply expert, shifts for the others. State: `router.weight` (2, C), and `router.bias` (2,) where
+    the options ask for it; `multiply.*` (the pretrained MLP), `shift.*` (its shifted copy). Where the MLP mixes tokens:
+    `body.*`, the pretrained MLP with a `RoutedLayer` in place of each of its layers. `place` is the path and number of
+    its site.
     """
 
     Options = MoeMlpOptions
