@@ -16,7 +16,9 @@ from reparam.cost.expert_latency import ExpertLatency, model_experts
 from reparam.graph.provenance import provenance_of
 from reparam.ops.moe import MoeMlp
 from reparam.ops.routing import Router
-from tests.pico import MLP, images, recipe, token_net, vit
+from reparam.recipe.data_settings import DataSettings
+from tests.pico import ATTENTION, MLP, images, recipe, token_net, vit
+from tests.train.pico import draw_folder
 
 
 class Plane(nn.Module):
@@ -117,3 +119,25 @@ def test_a_model_without_mixtures_is_left_alone() -> None:
     before = provenance_of(model)
     assert set_expert_latencies_(model, "measured", images()) == ()
     assert provenance_of(model) is before
+
+
+def test_a_trained_run_keeps_the_latencies_of_its_setting_in_the_stage_and_at_the_end(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path / "images")
+    data = DataSettings(data_dir=str(root), mean=(0.5,), std=(0.5,), train_interpolation="bilinear", crop_pct=1.0)
+    settings = {"epochs": 1, "batch_size": 12, "workers": 0, "no_aug": True, "latency": "0.7,0.1"}
+    done = reparam.finetune(
+        "vit_tiny_patch16_224",
+        recipe=recipe([ATTENTION], [MLP]),
+        data=data,
+        settings=settings,
+        weights="none",
+        out=tmp_path / "run",
+        device="cpu",
+        num_classes=3,
+        img_size=8,
+        in_chans=1,
+        model_kwargs={"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
+    )
+    for folder in (done.out, done.stages[1].checkpoint):
+        assert latencies(load(folder)) == [(0.7, 0.1)]
+    assert latencies(load(done.stages[0].checkpoint)) == []
