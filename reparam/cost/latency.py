@@ -1,6 +1,8 @@
 """Measures how long one forward takes here, with torch's own timer: warm-up, enough runs, median and spread."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,30 +37,38 @@ def measure_latency(model: nn.Module, example_input: Tensor, *, min_run_time: fl
         example_input: one batch.
         min_run_time: seconds to spend.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     threads = torch.get_num_threads()
-    timer = _timer_class()(
+    timer = timer_class()(
         "run(x)", globals={"run": torch.inference_mode()(model), "x": example_input}, num_threads=threads
     )
-    try:
+    with in_eval(model):
         timer.timeit(2)
         measured = timer.blocked_autorange(min_run_time=min_run_time)
-    finally:
-        for module, training in modes:
-            module.training = training
     return Latency(
         median_ms=measured.median * 1e3,
         iqr_ms=measured.iqr * 1e3,
         runs=len(measured.times) * measured.number_per_run,
         batch_size=example_input.shape[0],
         threads=threads,
-        device=_device_name(example_input.device),
+        device=device_name(example_input.device),
         dtype=str(example_input.dtype).removeprefix("torch."),
     )
 
 
-def _timer_class() -> "type[Timer]":
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode; afterwards every module is in its mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def timer_class() -> "type[Timer]":
+    """torch's timer of small programs, which synchronises devices and fixes the number of threads."""
     # Imported here, and quietly: the import warns on machines that have a CUDA toolkit and no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils.benchmark import Timer
@@ -66,5 +76,6 @@ def _timer_class() -> "type[Timer]":
     return Timer
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """How reports call a device: the name of the GPU, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

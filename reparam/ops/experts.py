@@ -11,6 +11,7 @@ from reparam.ops.channel_layer import count_dense, widths
 from reparam.ops.dispatch import dispatch_gather, dispatch_grouped, dispatch_masked
 from reparam.ops.moe_options import MoeMlpOptions
 from reparam.ops.precision import compute_dtype
+from reparam.ops.routing import Router
 from reparam.ops.shift import ShiftLinear
 
 #: Grouped products want rows that start on 16 bytes; 8 elements are enough for every floating type.
@@ -53,10 +54,14 @@ def run_experts(tokens: Tensor, index: Tensor, experts: tuple[Expert, Expert], *
     return dispatch_masked(tokens, index, experts)
 
 
-def count_experts(layers: Iterable[tuple[nn.Module, ShiftLinear]], tokens: int, *, width: int, share: float) -> OpCount:
+def count_experts(
+    layers: Iterable[tuple[nn.Module, ShiftLinear]], tokens: int, *, router: Router, share: float
+) -> OpCount:
     """Counts a router's two products and one comparison, and each pair of layers at the multiply expert's share."""
     multiplied = round(tokens * share)
-    count = OpCount.multiply_accumulate(tokens * 2 * width) + OpCount({("cmp", "f32"): tokens})
+    biases = 0 if router.bias is None else 2 * tokens
+    count = OpCount.multiply_accumulate(tokens * router.weight.numel())
+    count += OpCount({("add", "f32"): biases, ("cmp", "f32"): tokens})
     for multiply, shift in layers:
         count += count_dense(multiply, multiplied) + shift.op_count((tokens - multiplied, shift.in_features))
     return count

@@ -33,7 +33,7 @@ from reparam.ops.experts import (
 from reparam.ops.moe_examples import moe_examples
 from reparam.ops.moe_options import MoeMlpOptions
 from reparam.ops.routed_layer import RoutedLayer, route_layers
-from reparam.ops.routing import Routing
+from reparam.ops.routing import Router, Routing
 from reparam.ops.shift import ShiftLinear
 from reparam.ops.site import MlpForm, Site
 
@@ -43,9 +43,10 @@ class MoeMlp(Operator):
     """mlp(x) -> gate * (mlp(x) or shifted_mlp(x)), chosen per token.
 
     Before: the MLP's multiplications for every token. After: the router's for every token, the MLP's for the tokens
-    that take the multiply expert, shifts for the others. State: `router.weight` (2, C), `multiply.*` (the pretrained
-    MLP), `shift.*` (its shifted copy). Where the MLP mixes tokens: `body.*`, the pretrained MLP with a `RoutedLayer`
-    in place of each of its layers.
+    that take the multiply expert, shifts for the others. State: `router.weight` (2, C), and `router.bias` (2,) where
+    the options ask for it; `multiply.*` (the pretrained MLP), `shift.*` (its shifted copy). Where the MLP mixes tokens:
+    `body.*`, the pretrained MLP with a `RoutedLayer` in place of each of its layers. `place` is the path and number of
+    its site.
     """
 
     Options = MoeMlpOptions
@@ -53,7 +54,7 @@ class MoeMlp(Operator):
     def __init__(self, mlp: nn.Module, site: Site, options: MoeMlpOptions) -> None:
         super().__init__()
         assert site.mlp is not None
-        self.form, self.options = site.mlp, options
+        self.place, self.form, self.options = (site.path, site.number), site.mlp, options
         if self.form.mixes_tokens:
             self.body = route_layers(mlp, self.form, site, options)
         else:
@@ -75,6 +76,14 @@ class MoeMlp(Operator):
         out = out.reshape(*rows.shape[:-1], -1)
         return out if rows is x else out.movedim(-1, 1).contiguous()
 
+    def set_latency_(self, latency: tuple[float, float]) -> None:
+        """Balances the load by other latencies of the two experts, in every router of this MLP."""
+        for module in self.modules():
+            if isinstance(module, MoeMlp | RoutedLayer):
+                module.options = module.options.model_copy(update={"latency": latency})
+            elif isinstance(module, Router):
+                module.latency = latency
+
     def _dispatch(
         self,
         tokens: Tensor,
@@ -83,9 +92,25 @@ class MoeMlp(Operator):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        multiply, shift = (self._expert(expert, rank, args, kwargs or {}) for expert in (self.multiply, self.shift))
         chains = (self._chain(self.multiply), self._chain(self.shift))
-        return run_experts(tokens, index, (multiply, shift), way=self._way(tokens), chains=chains)
+        return run_experts(tokens, index, self.experts(rank, args, kwargs), way=self._way(tokens), chains=chains)
+
+    def experts(
+        self, rank: int = 2, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[Expert, Expert]:
+        """The multiply and the shift expert, each mapping tokens (T, C) to (T, O); of an MLP that mixes no tokens.
+
+        Args:
+            rank: axes of the input that the tokens come from.
+            args: further arguments of its forward.
+            kwargs: further keyword arguments.
+        """
+        multiply, shift = (self._expert(expert, rank, args, kwargs or {}) for expert in (self.multiply, self.shift))
+        return multiply, shift
+
+    def expert_layers(self) -> list[tuple[nn.Module, ShiftLinear]]:
+        """The layers over the channels, each as the multiply and as the shift expert have it."""
+        return [(self.multiply.get_submodule(name), self._shift_layer(name)) for name in self.form.linears]
 
     def _expert(self, expert: nn.Module, rank: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Expert:
         """The expert on tokens (T, C); a forward that is no chain may count axes, so it gets as many as the input."""
@@ -141,10 +166,10 @@ class MoeMlp(Operator):
         """
         if self.form.mixes_tokens:
             return self._count_routed(input_shapes[0], mult_share)
-        pairs = [(self.multiply.get_submodule(name), self._shift_layer(name)) for name in self.form.linears]
+        pairs = self.expert_layers()
         width = widths(pairs[0][0])[0]
         share = self.options.balanced_share if mult_share is None else mult_share
-        return count_experts(pairs, tokens_in(input_shapes[0], width), width=width, share=share)
+        return count_experts(pairs, tokens_in(input_shapes[0], width), router=self.router, share=share)
 
     def _count_routed(self, shape: tuple[int, ...], mult_share: float | None) -> OpCount:
         layers = [self.body.get_submodule(name) for name in self.form.linears]

@@ -17,7 +17,11 @@ class MoeMlpOptions(OperatorOptions):
     latency: tuple[float, float] = Field((0.6, 0.4), description="Time of the multiply and the shift expert, any unit.")
     gate: Gate = Field("straight_through", description="p / sg(p), p, or the released constant 1.")
     router_init: Literal["zero", "normal"] = Field("zero", description="Zero starts with every token multiplied.")
-    router_noise: float = Field(0.5, ge=0, description="Standard deviation on the logits while training.")
+    router_noise: float = Field(0.5, ge=0, description="Standard deviation on the logits as training starts.")
+    router_noise_end: float = Field(0.1, ge=0, le=1, description="Share of it at the end of a stage; 1 keeps it all.")
+    router_bias: bool = Field(
+        False, description="A trained bias on the logits, without which evenly spread tokens split in halves."
+    )
     dispatch: Literal["auto", "gather", "grouped", "masked"] = Field("auto", description="How tokens reach experts.")
 
     @field_validator("latency")
@@ -36,6 +40,7 @@ class MoeMlpOptions(OperatorOptions):
     def make_router(self, width: int, *, like: Tensor) -> Router:
         """Returns a router of tokens with `width` channels, on the device and in the type of a tensor."""
         router = Router(
-            width, latency=self.latency, gate=self.gate, init=self.router_init, noise=self.router_noise
+            width, latency=self.latency, gate=self.gate, init=self.router_init, noise=self.router_noise,
+            noise_end=self.router_noise_end, bias=self.router_bias,
         )  # fmt: skip
         return router.to(device=like.device, dtype=like.dtype)

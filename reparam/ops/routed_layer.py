@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from reparam.counts import OpCount
 from reparam.ops.channel_layer import shift_linear_of, widths
-from reparam.ops.experts import count_experts, run_experts, tokens_in, way_of, widths_are_aligned
+from reparam.ops.experts import Expert, count_experts, run_experts, tokens_in, way_of, widths_are_aligned
 from reparam.ops.moe_options import MoeMlpOptions
 from reparam.ops.routing import Routing
+from reparam.ops.shift import ShiftLinear
 from reparam.ops.site import MlpForm, Site
 
 
@@ -43,11 +44,17 @@ class RoutedLayer(nn.Module):
         return out.movedim(-1, 1).contiguous() if is_map else out
 
     def _run(self, tokens: Tensor, index: Tensor) -> Tensor:
-        is_linear = isinstance(self.multiply, nn.Linear)
-        can_group = is_linear and widths_are_aligned([self.multiply])
+        can_group = isinstance(self.multiply, nn.Linear) and widths_are_aligned([self.multiply])
         way = way_of(tokens, self.options, can_group=can_group)
-        experts = (self.multiply if is_linear else self._multiply_pointwise, self.shift)
-        return run_experts(tokens, index, experts, way=way, chains=([self.multiply], [self.shift]))
+        return run_experts(tokens, index, self.experts(), way=way, chains=([self.multiply], [self.shift]))
+
+    def experts(self) -> tuple[Expert, Expert]:
+        """The multiply and the shift expert, each mapping tokens (T, C) to (T, O)."""
+        return self.multiply if isinstance(self.multiply, nn.Linear) else self._multiply_pointwise, self.shift
+
+    def expert_layers(self) -> list[tuple[nn.Module, ShiftLinear]]:
+        """The one layer over the channels, as the multiply and as the shift expert have it."""
+        return [(self.multiply, self.shift)]
 
     def _multiply_pointwise(self, tokens: Tensor) -> Tensor:
         layer = self.multiply
@@ -58,7 +65,7 @@ class RoutedLayer(nn.Module):
         """Counts one call on an input of this shape at a measured share of tokens, or else at the balanced load."""
         width = widths(self.multiply)[0]
         share = self.options.balanced_share if mult_share is None else mult_share
-        return count_experts([(self.multiply, self.shift)], tokens_in(shape, width), width=width, share=share)
+        return count_experts(self.expert_layers(), tokens_in(shape, width), router=self.router, share=share)
 
 
 def route_layers(mlp: nn.Module, form: MlpForm, site: Site, options: MoeMlpOptions) -> nn.Module:

@@ -1,6 +1,7 @@
 """The router of a mixture of experts, and the latency-aware load-balancing loss that trains it.
 
-    p = softmax(x @ W'),   expert = argmax(x @ W' + noise),   noise ~ N(0, sigma**2) while training, 0 in eval
+    logits = x @ W' + b,   p = softmax(logits)
+    expert = argmax(logits + noise),   noise ~ N(0, sigma**2) while training, 0 in eval
 
     L = SCV(alpha_i * importance_i) + SCV(alpha_i * load_i),   SCV(z) = var(z) / mean(z)**2, population variance
     importance_i = sum over tokens of p_i
@@ -9,17 +10,23 @@
 
 With two experts the threshold of the chosen one is the runner-up's noisy logit and that of the other is the winner's,
 so it is the other expert's in both cases. alpha_i is the expert's share of the latency, so L is 0 when expected tokens
-are inversely proportional to latency and both experts finish together.
+are inversely proportional to latency and both experts finish together. Sums run over the tokens of all processes.
+
+While sigma is wide against the spread of the logits, noise alone meets the target: logits that differ by the same
+amount for every token make L small, and without noise all of those tokens go one way. So sigma falls as training goes
+on, until the load is nearly the share that evaluation sees.
 
 Source: ShiftAddViT, arXiv:2306.06446, and Shazeer et al., arXiv:1701.06538 (load). Repaired: thresholds and logits are
 on one scale (released: probabilities against logits), the loss reaches the router (released: never), noise only in
-training. Shapes: x (T, C), logits (T, 2).
+training. Ours: the noise falls. Shapes: x (T, C), logits (T, 2).
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 MULTIPLY, SHIFT = 0, 1
 Gate = Literal["straight_through", "probability", "one"]
@@ -44,7 +51,9 @@ class Router(nn.Module):
             "one" is the released constant, which leaves the router without a gradient.
         init: "zero" sends every token to the multiply expert in eval, so the converted model starts where the dense one
             stood, while training noise explores both; "normal" is N(0, 0.02**2).
-        noise: standard deviation sigma on the logits while training.
+        noise: standard deviation sigma on the logits at the start of training.
+        noise_end: share of `noise` that is left at the end; 1 keeps it all along, as published.
+        bias: add one number to each logit, from zero; without, tokens spread evenly around zero always split in halves.
     """
 
     #: Decay would pull every token towards a coin toss.
@@ -58,19 +67,28 @@ class Router(nn.Module):
         gate: Gate = "straight_through",
         init: Literal["zero", "normal"] = "zero",
         noise: float = 0.5,
+        noise_end: float = 0.1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
-        self.latency, self.gate, self.noise = latency, gate, noise
+        self.latency, self.gate, self.noise, self.noise_end = latency, gate, noise, noise_end
+        self.sigma = noise
         start = torch.zeros(2, width) if init == "zero" else 0.02 * torch.randn(2, width)
         # The released gate passes no gradient on; a parameter that cannot learn must not look as if it could.
         self.weight = nn.Parameter(start, requires_grad=gate != "one")
+        self.bias = nn.Parameter(torch.zeros(2), requires_grad=gate != "one") if bias else None
 
     def forward(self, tokens: Tensor) -> Routing:
         """Routes tokens (T, C)."""
-        logits = nn.functional.linear(tokens, self.weight).float()
-        noisy = logits + self.noise * torch.randn_like(logits) if self.training and self.noise else logits
+        logits = nn.functional.linear(tokens, self.weight, self.bias).float()
+        noisy = logits + self.sigma * torch.randn_like(logits) if self.training and self.sigma else logits
         expert = (noisy[:, SHIFT] > noisy[:, MULTIPLY]).long()
         return Routing(expert, self._gate(logits, expert).to(tokens.dtype), logits, noisy)
+
+    def set_noise_(self, fraction_done: float) -> None:
+        """Sets sigma, which falls along a half cosine from `noise` to `noise_end * noise`, as a stage goes on."""
+        falling = (1 + math.cos(math.pi * fraction_done)) / 2
+        self.sigma = self.noise * (self.noise_end + (1 - self.noise_end) * falling)
 
     def _gate(self, logits: Tensor, expert: Tensor) -> Tensor:
         if self.gate == "one" or (self.gate == "straight_through" and not torch.is_grad_enabled()):
@@ -83,28 +101,73 @@ class Router(nn.Module):
         return f"width={self.weight.shape[1]}, latency={self.latency}, gate={self.gate}, noise={self.noise}"
 
 
-def squared_coefficient_of_variation(values: Tensor) -> Tensor:
-    """Returns var / mean**2 with the population variance; for two values ((a - b) / (a + b))**2."""
-    return values.var(correction=0) / values.mean().square().clamp_min(1e-10)
+def set_noise_(model: nn.Module, fraction_done: float) -> None:
+    """Sets the exploration noise of every router for the next update of a stage.
+
+    Args:
+        model: with or without routers.
+        fraction_done: updates made, over all updates of the stage, in [0, 1].
+    """
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.set_noise_(fraction_done)
 
 
-def expected_load(routing: Routing, *, noise: float) -> Tensor:
-    """Returns load (2,): tokens each expert expects under fresh noise, differentiable in the logits."""
-    threshold = routing.noisy_logits.detach().flip(-1)
-    beats: Tensor = torch.special.ndtr((routing.logits - threshold) / noise)
-    return beats.sum(dim=0)
-
-
-def load_balance_loss(routing: Routing, latency: tuple[float, float], *, noise: float = 0.5) -> Tensor:
-    """Returns the latency-aware load-balancing loss, a scalar in [0, 2].
+def expert_use(routing: Routing, *, noise: float) -> Tensor:
+    """Returns (2, 2): importance and expected load of the multiply and of the shift expert, differentiable in logits.
 
     Args:
         routing: of one layer and batch.
-        latency: of the two experts, any unit.
-        noise: the router's sigma; at 0 the load term is left out, for its estimate has no gradient.
+        noise: the sigma that it was drawn with; at 0 the load is 0, for its estimate has no gradient.
     """
-    alpha = routing.logits.new_tensor(latency) / sum(latency)
-    loss = squared_coefficient_of_variation(alpha * routing.logits.softmax(dim=-1).sum(dim=0))
-    if noise:
-        loss = loss + squared_coefficient_of_variation(alpha * expected_load(routing, noise=noise))
-    return loss
+    importance = routing.logits.softmax(dim=-1).sum(dim=0)
+    if not noise:
+        return torch.stack([importance, torch.zeros_like(importance)])
+    threshold = routing.noisy_logits.detach().flip(-1)
+    load = torch.special.ndtr((routing.logits - threshold) / noise).sum(dim=0)
+    return torch.stack([importance, load])
+
+
+def squared_coefficient_of_variation(values: Tensor) -> Tensor:
+    """Returns var / mean**2 over the last axis with the population variance; of two values ((a - b) / (a + b))**2."""
+    return values.var(dim=-1, correction=0) / values.mean(dim=-1).square().clamp_min(1e-10)
+
+
+def load_balance_loss(use: Tensor, latency: Tensor) -> Tensor:
+    """Returns the latency-aware load-balancing loss (...), each in [0, 2], of all tokens of all processes.
+
+    Each process gets the gradient of the mean over processes of their losses, times their number: averaged over
+    processes, as DDP does, gradients are those of one process with all tokens.
+
+    Args:
+        use: `expert_use` (..., 2, 2) of this process.
+        latency: of the two experts (..., 2), any unit.
+    """
+    alpha = latency / latency.sum(dim=-1, keepdim=True)
+    return squared_coefficient_of_variation(alpha.unsqueeze(-2) * _sum_over_processes(use)).sum(dim=-1)
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return values
+    summed: Tensor = _AllReduce.apply(values)
+    return summed
+
+
+class _AllReduce(torch.autograd.Function):
+    """s -> sum of s over processes; the gradient is that of the sum of all processes' losses."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
+        """Adds up."""
+        summed = values.clone()
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        """Adds up the gradients: each process's values are in every process's loss."""
+        summed = gradient.clone()
+        distributed.all_reduce(summed)
+        return summed

@@ -6,6 +6,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from reparam.errors import OptionError
+from reparam.recipe.expert_latency import WANTED as LATENCY_WANTED
+from reparam.recipe.expert_latency import parse_latency
 from reparam.recipe.settings import SETTING_NAMES, TRACKERS, TrainSettings
 from reparam.suggest import did_you_mean
 
@@ -94,6 +96,8 @@ def _check_range(key: str, value: object) -> None:
         raise _Unfit(f"wanted {' or '.join(map(repr, _CHOICES[key]))}, got {shorten(value)}")
     if key == "log_with":
         _check_trackers(str(value))
+    if key == "latency":
+        _check_latency(str(value))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
@@ -116,6 +120,13 @@ def _check_trackers(names: str) -> None:
 def tracker_names(log_with: str) -> tuple[str, ...]:
     """Splits `log_with` at its commas; spaces and repeats do not count."""
     return tuple(dict.fromkeys(name.strip() for name in log_with.split(",") if name.strip()))
+
+
+def _check_latency(text: str) -> None:
+    try:
+        parse_latency(text)
+    except ValueError as error:
+        raise _Unfit(f"wanted {LATENCY_WANTED}, got {error}") from None
 
 
 def shorten(value: object, *, limit: int = 60) -> str:

@@ -93,6 +93,11 @@ class TrainSettings:
         "blocks", "Where features are compared: blocks, the modules that hold the converted layers, or sites, these."
     )
     balance_loss_weight: float = setting(0.01, "Weight of the latency-aware load-balancing loss.")
+    latency: str = setting(
+        "recipe",
+        "Latencies of the multiply and the shift expert that balance the load: recipe, measured, modelled, or two "
+        "numbers such as 0.6,0.4.",
+    )
 
     amp: bool = setting(False, "Train under autocast.")
     amp_dtype: str = setting("bfloat16", "Autocast type: bfloat16 or float16.")

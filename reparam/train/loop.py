@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from reparam.errors import DataError, TrainError
+from reparam.ops.routing import set_noise_
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, read_batches
 from reparam.train.engine import Engine, image_shares
@@ -204,6 +205,7 @@ class Trainer:
     def _step(self, micro_batches: list[MicroBatch]) -> None:
         """One step of the optimiser; a micro-batch weighs as much as it has images."""
         seed_generators(self.settings.seed, Draw.STEP, self.updates, process_index())
+        set_noise_(self.model, self.updates / (self.schedule.epochs * self.schedule.steps))
         for i, ((images, labels), share) in enumerate(
             zip(micro_batches, image_shares(micro_batches), strict=True), start=1
         ):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from reparam.ops.routing import MULTIPLY, SHIFT, Router, Routing, load_balance_loss
+from reparam.ops.routing import MULTIPLY, SHIFT, Router, Routing, expert_use, load_balance_loss
 from reparam.train.processes import sum_over_processes_
 
 
@@ -24,7 +24,7 @@ class RoutingRecorder:
     def __init__(self, model: nn.Module) -> None:
         self._routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
         self._handles: list[RemovableHandle] = []
-        self._losses: dict[str, list[Tensor]] = {}
+        self._uses: dict[str, list[Tensor]] = {}
         self._multiplied: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
 
@@ -45,17 +45,22 @@ class RoutingRecorder:
         return len(self._routers)
 
     def start_forward(self) -> None:
-        """Drops balance losses that nobody took, such as those of a recomputation in backward."""
-        self._losses.clear()
+        """Drops what balance losses nobody took, such as those of a recomputation in backward, are made of."""
+        self._uses.clear()
 
     def balance_loss(self) -> Tensor | None:
         """Returns the mean over layers of the losses since `start_forward`, a scalar; None when no router trained.
 
-        A layer that ran more than once counts with the mean over its runs.
+        A layer that ran more than once counts with the mean over its runs. All processes must ask for it together:
+        the loss is that of all their tokens, and one exchange serves all layers.
         """
-        layers = [torch.stack(losses).mean() for losses in self._losses.values()]
-        self._losses.clear()
-        return torch.stack(layers).mean() if layers else None
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return None
+        runs = torch.stack([use for layer in uses.values() for use in layer])
+        latency = runs.new_tensor([self._routers[name].latency for name, layer in uses.items() for _ in layer])
+        losses = load_balance_loss(runs, latency).split([len(layer) for layer in uses.values()])
+        return torch.stack([layer.mean() for layer in losses]).mean()
 
     def shares(self) -> dict[str, float]:
         """Returns layer -> share of its tokens so far that took the multiply expert; waits for the device.
@@ -86,8 +91,7 @@ class RoutingRecorder:
     def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook type is a union that fits no function
         def record(router: Router, inputs: tuple[Tensor, ...], routing: Routing) -> None:
             if router.training and torch.is_grad_enabled():
-                loss = load_balance_loss(routing, router.latency, noise=router.noise)
-                self._losses.setdefault(name, []).append(loss)
+                self._uses.setdefault(name, []).append(expert_use(routing, noise=router.sigma))
             multiplied = (routing.expert.detach() == MULTIPLY).sum()
             before = self._multiplied.get(name)
             self._multiplied[name] = multiplied if before is None else before.to(multiplied.device) + multiplied

@@ -6,8 +6,11 @@ import math
 import pytest
 
 from reparam.errors import OptionError
+from reparam.recipe.expert_latency import parse_latency
 from reparam.recipe.resolve import resolve_settings, setting_faults
 from reparam.recipe.settings import TrainSettings
+
+LATENCY = "wanted recipe, measured, modelled, or two finite numbers above 0 such as 0.6,0.4, got "
 
 
 def test_nothing_gives_the_defaults() -> None:
@@ -29,6 +32,12 @@ def test_whole_numbers_pass_for_numbers_lists_for_pairs_and_none_for_absence() -
     assert type(settings.lr) is float
     assert settings.scale == (0.5, 1.0)
     assert (settings.clip_grad, settings.aa, settings.drop_path) == (None, None, None)
+
+
+@pytest.mark.parametrize("text", ["recipe", "measured", "modelled", "0.6,0.4", " 3 , 1e-2"])
+def test_latencies_are_named_or_given_as_two_numbers(text: str) -> None:
+    assert resolve_settings({"latency": text}).latency == text
+    assert parse_latency(text) == {"0.6,0.4": (0.6, 0.4), " 3 , 1e-2": (3.0, 0.01)}.get(text, text)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +63,11 @@ def test_whole_numbers_pass_for_numbers_lists_for_pairs_and_none_for_absence() -
         ("scale", [1, 0.5], "wanted the smaller number first, got [1, 0.5]"),
         ("hflip", 1.5, "wanted at most 1, got 1.5"),
         ("kd_temperature", 0, "wanted a number above 0, got 0"),
+        ("latency", "measure", f'{LATENCY}"measure": it has 1 part and "measure" is not a number'),
+        ("latency", "0.6,0", f'{LATENCY}"0.6,0": "0" is not above 0'),
+        ("latency", "inf,-1", f'{LATENCY}"inf,-1": "inf" is not finite and "-1" is not above 0'),
+        ("latency", "1,x,nan", f'{LATENCY}"1,x,nan": it has 3 parts and "x" is not a number and "nan" is not finite'),
+        ("latency", 0.5, "wanted a string, got 0.5"),
         ("amp_dtype", "half", "wanted 'bfloat16' or 'float16', got 'half'"),
     ],
 )

@@ -254,6 +254,18 @@ def test_routers_are_trained_by_the_balance_loss_and_their_shares_told_per_layer
     assert not model.router._forward_hooks
 
 
+def test_the_noise_of_routers_falls_with_the_share_of_updates_made(data: DataSettings) -> None:
+    model, seen = Routed(), []
+    model.router.register_forward_pre_hook(lambda router, _: seen.append(router.sigma) if router.training else None)
+    run = trainer(model, data, replace(PLAIN, grad_accum_steps=2))
+    run.fit()
+    total, router = run.updates, Router(64)
+    for update in range(total):
+        router.set_noise_(update / total)
+        assert seen[2 * update : 2 * update + 2] == [router.sigma] * 2
+    assert (total, len(seen)) == (6, 12)
+
+
 def test_without_routers_there_is_no_balance_loss(
     make_vit: Callable[..., VisionTransformer], data: DataSettings
 ) -> None:

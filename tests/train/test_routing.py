@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reparam.ops.routing import Router, load_balance_loss
+from reparam.ops.routing import Router, Routing, expert_use, load_balance_loss, set_noise_
 from reparam.train.routing import RoutingRecorder
 
 
@@ -21,6 +21,10 @@ class TwoLayers(nn.Module):
         return tokens * self.high(tokens).gate
 
 
+def loss_of(routing: Routing, latency: tuple[float, float]) -> Tensor:
+    return load_balance_loss(expert_use(routing, noise=0.5), torch.tensor(latency))
+
+
 def hooks_of(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in model.modules())
 
@@ -32,10 +36,46 @@ def test_the_balance_loss_is_the_mean_over_layers_of_the_loss_of_each_routing() 
     with RoutingRecorder(model) as recorder:
         model(torch.randn(32, 8))
         loss = recorder.balance_loss()
-    low = load_balance_loss(seen["low"], (0.6, 0.4), noise=0.5)
-    high = load_balance_loss(seen["high"], (1.0, 1.0), noise=0.5)
+    low, high = loss_of(seen["low"], (0.6, 0.4)), loss_of(seen["high"], (1.0, 1.0))
     assert loss is not None
     torch.testing.assert_close(loss, (low + high) / 2)
+
+
+def test_a_layer_that_runs_twice_counts_once_with_the_mean_of_its_runs() -> None:
+    model, seen = TwoLayers(), []
+    model.low.register_forward_hook(lambda _, __, routing: seen.append(routing))
+    with RoutingRecorder(model) as recorder:
+        model.low(torch.randn(32, 8))
+        model.low(torch.randn(16, 8))
+        once = model.high(torch.randn(8, 8))
+        loss = recorder.balance_loss()
+    first, second = (loss_of(routing, (0.6, 0.4)) for routing in seen)
+    assert loss is not None
+    torch.testing.assert_close(loss, ((first + second) / 2 + loss_of(once, (1.0, 1.0))) / 2)
+
+
+def test_the_loss_is_made_with_the_noise_that_was_set() -> None:
+    model, seen = TwoLayers(), []
+    set_noise_(model, 1.0)
+    model.low.register_forward_hook(lambda _, __, routing: seen.append(routing))
+    with RoutingRecorder(model) as recorder:
+        model.low(torch.randn(32, 8))
+        loss = recorder.balance_loss()
+    expected = load_balance_loss(expert_use(seen[0], noise=model.low.sigma), torch.tensor([0.6, 0.4]))
+    assert model.low.sigma == pytest.approx(0.05)
+    assert loss is not None
+    torch.testing.assert_close(loss, expected)
+
+
+def test_without_noise_the_loss_is_that_of_the_importance_alone() -> None:
+    router = Router(8, latency=(0.5, 0.5), init="normal", noise=0.0)
+    tokens = torch.randn(16, 8)
+    with RoutingRecorder(router) as recorder:
+        router(tokens)
+        loss = recorder.balance_loss()
+    multiply, shift = router(tokens).logits.softmax(dim=-1).sum(dim=0)
+    assert loss is not None
+    torch.testing.assert_close(loss, ((multiply - shift) / (multiply + shift)) ** 2)
 
 
 def test_the_balance_loss_reaches_every_router() -> None:

@@ -1,0 +1,190 @@
+"""How long each expert of a mixture takes: measured here on the mixture's own tokens, or modelled from operations.
+
+Measured: both experts run alone on all tokens of one batch, in turns, so that a clock that drifts slows both. What runs
+is what runs today in eval: a shift expert rounds its weights in each forward and multiplies by them.
+
+Modelled, for a device whose power is the limit, so that time is proportional to energy:
+
+    latency_i = sum over operations of n_i * E      pJ per token
+
+n_i is how often expert i runs an operation for one token, E the energy of one in 45 nm CMOS. The router, activations
+between the layers, and memory are not in it, so it is a proxy and no prediction of time.
+
+Source of E: Horowitz, ISSCC 2014 (multiplication, addition); ShiftAddNet, arXiv:2010.12785, table 1 (shift).
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from statistics import median, quantiles
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reparam.cost.latency import device_name, in_eval, timer_class
+from reparam.counts import OpCount
+from reparam.ops.channel_layer import count_dense
+from reparam.ops.experts import Expert
+from reparam.ops.moe import MoeMlp
+from reparam.ops.routed_layer import RoutedLayer
+from reparam.recipe.schema import Frozen
+
+#: Seconds that all rounds of one expert take together, and how many there are.
+_RUN_TIME, _ROUNDS = 0.2, 9
+#: pJ of one operation, by verb and bits; fixed-point words of other widths take the next wider one's.
+_FLOAT_PJ = {"mul": 3.7, "add": 0.9}
+_INTEGER_PJ = {8: {"add": 0.03, "shift": 0.024}, 16: {"add": 0.05, "shift": 0.057}, 32: {"add": 0.1, "shift": 0.13}}
+_Mixture = MoeMlp | RoutedLayer
+
+
+class ExpertLatency(Frozen):
+    """Median and interquartile range, in milliseconds, of each expert on all `tokens` of `batch` images."""
+
+    multiply_ms: float
+    multiply_iqr_ms: float
+    shift_ms: float
+    shift_iqr_ms: float
+    tokens: int
+    batch: int
+    threads: int
+    device: str
+    source: Literal["measured here"] = "measured here"
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """Time of the multiply and of the shift expert."""
+        return self.multiply_ms, self.shift_ms
+
+
+class ExpertProxy(Frozen):
+    """Modelled energy of each expert for one token, in pJ: a latency proxy where power is the limit."""
+
+    multiply_pj: float
+    shift_pj: float
+    source: Literal["modelled"] = "modelled"
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """Cost of the multiply and of the shift expert."""
+        return self.multiply_pj, self.shift_pj
+
+
+def measure_experts(
+    model: nn.Module, example_input: Tensor, *, run_time: float = _RUN_TIME
+) -> dict[str, ExpertLatency]:
+    """Times the experts of every mixture; leaves every module in its mode.
+
+    Args:
+        model: on the device of `example_input`.
+        example_input: one training batch (B, ...); one forward shows which tokens each mixture gets.
+        run_time: seconds for one expert.
+    Returns:
+        Path of each `MoeMlp` that mixes no tokens, and of each `RoutedLayer` -> its latencies. Mixtures of one shape
+        are measured once.
+    """
+    found: dict[str, ExpertLatency] = {}
+    alike: dict[object, ExpertLatency] = {}
+    with in_eval(model):
+        for path, (mixture, tokens, experts) in _seen(model, example_input).items():
+            key = (repr(mixture), tokens.shape, tokens.dtype)
+            if key not in alike:
+                alike[key] = _measure(experts, tokens, batch=len(example_input), run_time=run_time)
+            found[path] = alike[key]
+    return found
+
+
+def model_experts(model: nn.Module) -> dict[str, ExpertProxy]:
+    """Prices the experts of every mixture, by the paths of `measure_experts`; runs nothing."""
+    return {path: _model(mixture) for path, mixture in _mixtures(model).items()}
+
+
+def picojoules(count: OpCount) -> float:
+    """Energy of counted operations by the module's table.
+
+    Comparisons are priced as additions of their type, and what a shift layer counts in floats, shifts among it, as
+    what hardware would run: 32-bit words.
+    """
+    return sum(n * _price(verb, dtype) for (verb, dtype), n in count.items())
+
+
+def _price(verb: str, dtype: str) -> float:
+    verb = "add" if verb == "cmp" else verb
+    if dtype.startswith("f") and verb != "shift":
+        return _FLOAT_PJ[verb]
+    bits = int(dtype[1:])
+    return _INTEGER_PJ[min(width for width in _INTEGER_PJ if width >= bits)][verb]
+
+
+def _model(mixture: _Mixture) -> ExpertProxy:
+    multiply, shift = OpCount(), OpCount()
+    for dense, shifted in mixture.expert_layers():
+        multiply += count_dense(dense, 1)
+        shift += shifted.op_count((1, shifted.in_features))
+    return ExpertProxy(multiply_pj=picojoules(multiply), shift_pj=picojoules(shift))
+
+
+def _mixtures(model: nn.Module) -> dict[str, _Mixture]:
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, RoutedLayer) or (isinstance(module, MoeMlp) and not module.form.mixes_tokens)
+    }
+
+
+def _seen(model: nn.Module, example_input: Tensor) -> dict[str, tuple[_Mixture, Tensor, tuple[Expert, Expert]]]:
+    """Each mixture with the tokens (T, C) of its first call and the experts as that call runs them."""
+    seen: dict[str, tuple[_Mixture, Tensor, tuple[Expert, Expert]]] = {}
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, path: str) -> None:
+        calls.setdefault(path, (args, kwargs))
+
+    def route(module: nn.Module, args: tuple[Any, ...], *, path: str, mixture: _Mixture) -> None:
+        seen.setdefault(path, (mixture, args[0], _experts(mixture, *calls[path])))
+
+    # Not inference mode: what a model caches on the way must stay usable in training.
+    with ExitStack() as hooks, torch.no_grad():
+        for path, mixture in _mixtures(model).items():
+            on_call: Callable[..., None] = partial(call, path=path)
+            on_route: Callable[..., None] = partial(route, path=path, mixture=mixture)
+            hooks.callback(mixture.register_forward_pre_hook(on_call, with_kwargs=True).remove)
+            hooks.callback(mixture.router.register_forward_pre_hook(on_route).remove)
+        model(example_input)
+    return seen
+
+
+def _experts(mixture: _Mixture, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Expert, Expert]:
+    if isinstance(mixture, RoutedLayer):
+        return mixture.experts()
+    return mixture.experts(args[0].dim(), args[1:], kwargs)
+
+
+def _measure(experts: tuple[Expert, Expert], tokens: Tensor, *, batch: int, run_time: float) -> ExpertLatency:
+    threads = torch.get_num_threads()
+    timers = [
+        timer_class()("run(x)", globals={"run": torch.inference_mode()(run), "x": tokens}, num_threads=threads)
+        for run in experts
+    ]
+    for timer in timers:
+        timer.timeit(2)
+    # As many runs for both, so that the rounds of one are not shorter and noisier than those of the other.
+    slowest = max(timer.timeit(2).mean for timer in timers)
+    runs = max(1, round(run_time / _ROUNDS / slowest))
+    rounds = [[timer.timeit(runs).mean * 1e3 for timer in timers] for _ in range(_ROUNDS)]
+    multiply, shift = zip(*rounds, strict=True)
+    return ExpertLatency(
+        multiply_ms=median(multiply),
+        multiply_iqr_ms=_iqr(multiply),
+        shift_ms=median(shift),
+        shift_iqr_ms=_iqr(shift),
+        tokens=len(tokens),
+        batch=batch,
+        threads=threads,
+        device=device_name(tokens.device),
+    )
+
+
+def _iqr(values: tuple[float, ...]) -> float:
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return high - low
