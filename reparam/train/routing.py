@@ -4,6 +4,7 @@ A forward hook on every router collects both. Nothing is read on the host until 
 not make an accelerator wait.
 """
 
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
@@ -55,11 +56,21 @@ class RoutingRecorder:
         self._losses.clear()
         return torch.stack(layers).mean() if layers else None
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The routers that ran, in the order of `tokens`."""
+        return tuple(self._multiplied)
+
+    def tokens(self) -> Tensor:
+        """Returns (L, 2) int64: of each layer so far, tokens that took the multiply expert, and all tokens."""
+        if not self._multiplied:
+            return torch.zeros(0, 2, dtype=torch.int64)
+        multiplied = torch.stack(list(self._multiplied.values()))
+        return torch.stack([multiplied, multiplied.new_tensor([self._tokens[name] for name in self.layers])], dim=1)
+
     def shares(self) -> dict[str, float]:
         """Returns layer -> share of its tokens so far that took the multiply expert; waits for the device."""
-        names = list(self._multiplied)
-        counts = torch.stack([self._multiplied[name] for name in names]).tolist() if names else []
-        return {name: count / self._tokens[name] for name, count in zip(names, counts, strict=True)}
+        return mult_shares(self.layers, self.tokens())
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook type is a union that fits no function
         def record(router: Router, inputs: tuple[Tensor, ...], routing: Routing) -> None:
@@ -72,3 +83,8 @@ class RoutingRecorder:
             self._tokens[name] = self._tokens.get(name, 0) + routing.expert.numel()
 
         return record
+
+
+def mult_shares(layers: Sequence[str], tokens: Tensor) -> dict[str, float]:
+    """Returns layer -> share of its tokens that took the multiply expert, of counts (L, 2); waits for the device."""
+    return {name: multiplied / every for name, (multiplied, every) in zip(layers, tokens.tolist(), strict=True)}
