@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.errors import DataError
+from reparam.errors import DataError, OptionError
 from reparam.ops.routing import Router
 from reparam.train.evaluate import Evaluation, evaluate_model, wilson_interval
 
@@ -84,6 +84,13 @@ def test_results_per_class_are_left_out_unless_asked_for() -> None:
     evaluation = evaluate_model(Echo(), batches(torch.eye(3), [0, 1, 2], size=3), CPU)
     assert evaluation.per_class == ()
     assert evaluation.confusion is None
+
+
+def test_a_model_of_too_many_classes_for_a_matrix_is_evaluated_without_one() -> None:
+    logits = torch.zeros(1, 5000)
+    assert evaluate_model(Echo(), batches(logits, [4999], size=1), CPU).images == 1
+    with pytest.raises(OptionError, match="5000 outputs"):
+        evaluate_model(Echo(), batches(logits, [4999], size=1), CPU, classes={})
 
 
 def test_images_that_fill_up_a_distributed_batch_count_nowhere() -> None:
