@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reparam.api.demo import demo as demo
     from reparam.api.evaluate import evaluate as evaluate
     from reparam.api.explain import explain as explain
+    from reparam.api.find_lr import find_lr as find_lr
     from reparam.api.finetune import FinetuneResult as FinetuneResult
     from reparam.api.finetune import finetune as finetune
     from reparam.api.models import list_models as list_models
@@ -74,6 +75,7 @@ _HOME = {
     "demo": "reparam.api.demo",
     "evaluate": "reparam.api.evaluate",
     "explain": "reparam.api.explain",
+    "find_lr": "reparam.api.find_lr",
     "finetune": "reparam.api.finetune",
     "list_models": "reparam.api.models",
     "list_recipes": "reparam.api.recipes",

@@ -1,5 +1,6 @@
 """`reparam evaluate`: accuracy with its interval on an evaluation split."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,13 +13,25 @@ from reparam_cli.options import (
     InChans,
     ModelKwargs,
     NumClasses,
-    Source,
     Weights,
     parse_pairs,
     with_options_of,
 )
 from reparam_cli.streams import only_results_on_stdout, plain, print_json
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|MODEL|FILE.onnx",
+        help="A folder that reparam wrote, a model by name, or an ONNX file.",
+        show_default=False,
+    ),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="Add recall and precision of each class, worst first.")]
+Confusion = Annotated[
+    Path | None,
+    typer.Option("--confusion", metavar="FILE", help="Draw the confusion matrix: .png, .svg, or .csv for its counts."),
+]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images at a time.")]
 Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Loader processes.")]
 
@@ -35,10 +48,12 @@ def evaluate(
     batch_size: BatchSize = 256,
     workers: Workers = 2,
     device: Device = None,
+    per_class: PerClass = False,
+    confusion: Confusion = None,
     as_json: AsJson = False,
     data: dict[str, Any],
 ) -> None:
-    """Evaluate a run or a model on a data set; accuracy comes with its 95 % interval."""
+    """Evaluate a run, a model or an ONNX file on a data set; accuracy comes with its 95 % interval."""
     arguments = parse_pairs(model_kwargs, flag="--model-kwargs")
     with only_results_on_stdout():
         evaluation = reparam.evaluate(
@@ -52,11 +67,15 @@ def evaluate(
             img_size=img_size,
             in_chans=in_chans,
             model_kwargs=arguments,
+            per_class=per_class,
+            confusion=confusion,
         )
     if as_json:
         print_json(plain(evaluation))
         return
-    from reparam_cli.render.results import evaluation_view  # Rich, imported only when there is something to draw
+    from reparam_cli.render.results import classes_view, evaluation_view  # Rich, imported only when needed
     from reparam_cli.render.screen import show
 
     show(evaluation_view(evaluation, source=source))
+    if per_class:
+        show(classes_view(evaluation))

@@ -71,7 +71,6 @@ def finetune(
         "data": reparam.DataSettings(**data),
         "settings": settings,
         "stage": stage,
-        "resume": resume,
         "weights": weights,
         "out": out,
         "overrides": overrides or (),
@@ -84,9 +83,9 @@ def finetune(
     }
     with only_results_on_stdout(), progress_on(message_console()) as progress:
         if find_lr:
-            test = reparam.finetune(source, find_lr=True, progress=progress, **arguments)
+            test = reparam.find_lr(source, progress=progress, **arguments)
         else:
-            result = reparam.finetune(source, progress=progress, **arguments)
+            result = reparam.finetune(source, resume=resume, progress=progress, **arguments)
     if as_json:
         print_json(plain(test if find_lr else result))
     elif find_lr:
@@ -94,5 +93,5 @@ def finetune(
     else:
         show(finetune_view(result))
         print(f"saved to {result.out}")
-    if result.stopped:
+    if not find_lr and result.stopped:
         raise typer.Exit(1)

@@ -1,10 +1,12 @@
-"""`reparam.evaluate`: accuracy of a run, of any checkpoint in it, or of a model by name."""
+"""`reparam.evaluate`: accuracy of a run, of any checkpoint in it, of a model by name, or of an ONNX file."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from reparam.api.subject import is_checkpoint, resolve_subject
@@ -12,14 +14,19 @@ from reparam.atomic import write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import Record, read_record
 from reparam.errors import ModelError
+from reparam.models.onnx_file import open_onnx
 from reparam.models.weights import load_weights
 from reparam.recipe.data_settings import DataSettings
+from reparam.reporting.confusion import check_confusion_file, write_confusion
 from reparam.train.data import ImageFormat, image_format, make_eval_loader
 from reparam.train.engine import pick_device
 from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.regime import count_outputs
 
 EVALUATION_NAME = "evaluate.json"
+CONFUSION_NAME = "confusion.csv"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,46 +50,61 @@ def evaluate(
     in_chans: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     base: nn.Module | Callable[[], nn.Module] | None = None,
+    per_class: bool = False,
+    confusion: str | Path | None = None,
 ) -> Evaluation:
     """Measures a model on the evaluation split; a checkpoint folder gets the result as `evaluate.json`.
 
     Args:
-        source: a run, its `dense` or one of its stages, or a model as `convert` takes it.
-        data: which images.
+        source: a run, its `dense` or one of its stages, a model as `convert` takes it, or an `.onnx` file.
+        data: which images. How they are prepared for an ONNX file, only the settings can tell; else timm's defaults.
         batch_size: images at a time.
         workers: loader processes.
-        device: such as "cpu" or "cuda:1"; CUDA where there is one when None.
+        device: such as "cpu" or "cuda:1"; CUDA where there is one when None. An ONNX file is run on the CPU.
         weights: of a named model.
         num_classes: classes of a named model.
-        img_size: side of its square images, in pixels.
-        in_chans: channels of its images.
+        img_size: side of its square images, in pixels; of an ONNX file that takes any.
+        in_chans: channels of its images; of an ONNX file that takes any.
         model_kwargs: further arguments of its builder.
         base: the dense model of a checkpoint that only its owner can build.
+        per_class: fill `per_class` and `confusion` of the result; a checkpoint folder gets `confusion.csv` too.
+        confusion: a .png, .svg or .csv file to write the confusion matrix to; asks for `per_class` too.
     Raises:
         CheckpointError, ModelError, WeightsError: the model cannot be had.
         DataError: the data cannot be read, or does not fit the model.
+        OptionError: `confusion` cannot be drawn.
     """
-    where = pick_device(device)
+    if confusion is not None:
+        check_confusion_file(confusion)
     shape = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "model_kwargs": model_kwargs}
     if is_checkpoint(source):
         refuse_shape(source, shape)
-        answerer = _of_checkpoint(Path(source), data, base=base)
+        where, answerer = pick_device(device), _of_checkpoint(Path(source), data, base=base)
+    elif Path(source).suffix.lower() == ".onnx":
+        where, answerer = torch.device("cpu"), _of_onnx(str(source), data, device=device, weights=weights, shape=shape)
     else:
-        answerer = _of_name(str(source), data, weights=weights, shape=shape)
+        where, answerer = pick_device(device), _of_name(str(source), data, weights=weights, shape=shape)
     model = answerer.model.to(where)
-    classes = count_outputs(model, answerer.image.input_size, device=where)
-    batches = make_eval_loader(
-        data, image=answerer.image, num_classes=classes, batch_size=batch_size, workers=workers, device=where
+    outputs = count_outputs(model, answerer.image.input_size, device=where)
+    batches, classes = make_eval_loader(
+        data, image=answerer.image, num_classes=outputs, batch_size=batch_size, workers=workers, device=where
     )
-    evaluation = evaluate_model(model, batches, where)
+    wants_classes = per_class or confusion is not None
+    evaluation = evaluate_model(model, batches, where, classes=classes if wants_classes else None)
+    if confusion is not None:
+        write_confusion(confusion, evaluation)
     if is_checkpoint(source):
         write_evaluation(Path(source), evaluation)
     return evaluation
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Writes `evaluate.json` into a checkpoint folder, whole or not at all."""
+    """Writes `evaluate.json` into a checkpoint folder, and `confusion.csv` beside it where there is a matrix."""
     write_text(folder / EVALUATION_NAME, evaluation.model_dump_json(indent=2) + "\n")
+    if evaluation.confusion is None:
+        (folder / CONFUSION_NAME).unlink(missing_ok=True)  # that of another evaluation
+    else:
+        write_confusion(folder / CONFUSION_NAME, evaluation)
 
 
 def format_of(record: Record, data: DataSettings) -> ImageFormat:
@@ -114,6 +136,25 @@ def _of_name(name: str, data: DataSettings, *, weights: str, shape: dict[str, An
     image = image_format(data, input_size=_known(subject.spec.input_size, name), model=subject.spec.data)
     load_weights(subject.model, subject.spec, weights)
     return Answerer(model=subject.model, image=image)
+
+
+def _of_onnx(name: str, data: DataSettings, *, device: str | None, weights: str, shape: dict[str, Any]) -> Answerer:
+    sides = {key: shape[key] for key in ("img_size", "in_chans")}
+    others = {key: value for key, value in shape.items() if key not in sides}
+    refuse_shape(name, {**others, "weights": "" if weights == "hub" else weights})
+    if device not in (None, "cpu"):
+        raise ModelError(f"{name}: an ONNX file is run on the CPU; leave --device {device} out")
+    model = open_onnx(name)
+    image = image_format(data, input_size=model.image_size(**sides))
+    prepared = {"mean": data.mean, "std": data.std, "crop_pct": data.crop_pct, "interpolation": data.interpolation}
+    defaults = [f"{key} {_words(getattr(image, key))}" for key, given in prepared.items() if not given]
+    if defaults:
+        logger.info("%s does not say how images are prepared; timm's defaults: %s", name, ", ".join(defaults))
+    return Answerer(model=model, image=image)
+
+
+def _words(value: object) -> str:
+    return " ".join(f"{figure:.4g}" for figure in value) if isinstance(value, tuple) else str(value)
 
 
 def _known(size: tuple[int, int, int] | None, name: str) -> tuple[int, int, int]:

@@ -133,11 +133,15 @@ def _held(split: Split, *, image: ImageFormat, workers: int, device: torch.devic
 
 def make_eval_loader(
     data: DataSettings, *, image: ImageFormat, num_classes: int, batch_size: int, workers: int, device: torch.device
-) -> Batches:
-    """Opens the evaluation split alone; a folder that has no split folders is the split. Raises as `make_loaders`."""
+) -> tuple[Batches, Mapping[str, int]]:
+    """Opens the evaluation split alone, and returns its loader and its class names, as `Split` has them.
+
+    A folder that has no split folders is the split. Raises as `make_loaders`.
+    """
     split = open_split(data, data.val_split, channels=image.input_size[0], is_root_allowed=True)
     check_classes(split, num_classes=num_classes, is_mapped=bool(data.class_map))
-    return _eval_loader(split, image=image, batch_size=batch_size, workers=workers, device=device)
+    loader = _eval_loader(split, image=image, batch_size=batch_size, workers=workers, device=device)
+    return loader, split.classes
 
 
 def read_batches(batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,19 +1,22 @@
-"""Evaluation: accuracy with its interval, loss, speed, and where the tokens went."""
+"""Evaluation: accuracy with its interval, loss, speed, results per class, and where the tokens went."""
 
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
-from torch import nn
+from torch import Tensor, nn
 
 from reparam.errors import DataError
 from reparam.recipe.schema import Frozen
 from reparam.train.data import Batches, read_batches
-from reparam.train.routing import RoutingRecorder
+from reparam.train.model_clock import ModelClock
+from reparam.train.per_class import ClassResult, class_results, count_confusion_, empty_confusion
+from reparam.train.processes import sum_over_processes_
+from reparam.train.routing import RoutingRecorder, mult_shares
 
 #: Quantile of the standard normal for a two-sided 95 % interval.
 _Z95 = 1.959963984540054
@@ -22,8 +25,12 @@ _Z95 = 1.959963984540054
 class Evaluation(Frozen):
     """What a model gets right: percentages as timm prints them, measured on `images` images.
 
-    `top1_interval` is Wilson's 95 % interval. `images_per_second` is measured here, loading included. `mult_share` maps
-    the path of each router to the share of tokens, in [0, 1], that took the multiply expert; empty without routers.
+    `top1_interval` is Wilson's 95 % interval. Both speeds are measured here: `images_per_second` with loading,
+    `model_images_per_second` in the model alone, None where the device cannot tell. `mult_share` maps the path of each
+    router to the share of tokens, in [0, 1], that took the multiply expert; empty without routers.
+
+    Only where results per class were asked for: `per_class` holds one result per output, and `confusion` the counts
+    (K, K), row the true class and column the predicted one. The matrix stays out of the JSON.
     """
 
     top1: float
@@ -32,8 +39,11 @@ class Evaluation(Frozen):
     images: int
     top1_interval: tuple[float, float]
     images_per_second: float
+    model_images_per_second: float | None = None
     device: str
     mult_share: dict[str, float] = Field({})
+    per_class: tuple[ClassResult, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] | None = Field(None, exclude=True, repr=False)
 
     @property
     def mean_mult_share(self) -> float | None:
@@ -46,21 +56,40 @@ def mean_share(mult_share: Mapping[str, float]) -> float | None:
     return sum(mult_share.values()) / len(mult_share) if mult_share else None
 
 
-def evaluate_model(model: nn.Module, batches: Batches, device: torch.device) -> Evaluation:
+class Totals(NamedTuple):
+    """Everything that is counted, on the device: the sum of two totals is that of both sets of images.
+
+    `loss` is a scalar sum; `counts` (3,) images, top-1 and top-5 hits; `tokens` (L, 2) per router, as
+    `RoutingRecorder.tokens`; `confusion` (K, K), or (0, 0) where it was not asked for.
+    """
+
+    loss: Tensor
+    counts: Tensor
+    tokens: Tensor
+    confusion: Tensor
+
+
+def evaluate_model(
+    model: nn.Module, batches: Batches, device: torch.device, *, classes: Mapping[str, int] | None = None
+) -> Evaluation:
     """Runs the model in eval mode over all batches; leaves the model in the mode it was in.
 
+    Args:
+        model: gives logits (B, K).
+        batches: what it is measured on.
+        device: where the model is.
+        classes: names to outputs, for results per class; an output without a name is called by its number. None
+            leaves these results out.
     Raises:
         DataError: there are no images, or a label lies outside the model's outputs.
+        OptionError: results per class of too many classes.
     """
     was_training = model.training
-    totals: Any = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(batches))
-    start = time.perf_counter()
+    clock, start = ModelClock(device), time.perf_counter()
     try:
         # Not inference mode: what a model caches on the way (position tables) must stay usable in training.
         with torch.no_grad(), RoutingRecorder(model.eval()) as recorder:
-            for images, targets in read_batches(batches, device=device):
-                totals.update(model(images), targets)
-            figures, seen, shares = totals.compute(), int(totals.counts[0]), recorder.shares()
+            totals = _count(model, batches, device, recorder=recorder, clock=clock, has_confusion=classes is not None)
     except IndexError as error:
         if not str(error).startswith("Target"):
             raise
@@ -69,17 +98,23 @@ def evaluate_model(model: nn.Module, batches: Batches, device: torch.device) -> 
         ) from error
     finally:
         model.train(was_training)
-    if not seen:
+    for total in totals:
+        sum_over_processes_(total)
+    images, top1, top5 = totals.counts.tolist()
+    seconds = time.perf_counter() - start
+    if not images:
         raise DataError("the evaluation split has no images")
     return Evaluation(
-        top1=figures["top1"],
-        top5=figures["top5"],
-        loss=figures["loss"],
-        images=seen,
-        top1_interval=wilson_interval(round(figures["top1"] * seen / 100), seen),
-        images_per_second=seen / (time.perf_counter() - start),
+        top1=100 * top1 / images,
+        top5=100 * top5 / images,
+        loss=totals.loss.item() / images,
+        images=images,
+        top1_interval=wilson_interval(top1, images),
+        images_per_second=images / seconds,
+        model_images_per_second=clock.images_per_second(),
         device=str(device),
-        mult_share=shares,
+        mult_share=mult_shares(recorder.layers, totals.tokens),
+        **({} if classes is None else _by_class(totals.confusion, classes)),
     )
 
 
@@ -89,3 +124,33 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = _Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def _count(
+    model: nn.Module,
+    batches: Batches,
+    device: torch.device,
+    *,
+    recorder: RoutingRecorder,
+    clock: ModelClock,
+    has_confusion: bool,
+) -> Totals:
+    evaluator: Any = ClassificationEvaluator(device)
+    confusion = empty_confusion(0, device=device)
+    left = evaluation_sample_limit(batches)
+    for images, targets in read_batches(batches, device=device):
+        with clock.measure(len(images)):
+            logits = model(images)
+        if left is not None:  # a distributed sampler repeats images to fill its last batches
+            logits, targets = logits[:left], targets[:left]
+            left -= len(logits)
+        evaluator.update(logits, targets)
+        if has_confusion:
+            confusion = confusion if len(confusion) else empty_confusion(logits.shape[1], device=device)
+            count_confusion_(confusion, logits, targets)
+    return Totals(evaluator.loss_sum, evaluator.counts, recorder.tokens().to(device), confusion)
+
+
+def _by_class(confusion: Tensor, classes: Mapping[str, int]) -> dict[str, Any]:
+    counts = confusion.cpu()
+    return {"per_class": class_results(counts, classes), "confusion": tuple(map(tuple, counts.tolist()))}

@@ -22,13 +22,14 @@ from reparam.train.epochs import MicroBatch, Seekable, open_epoch
 from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.interrupt import Interrupt
 from reparam.train.meter import Figures, Meter
+from reparam.train.nonfinite import first_nonfinite
 from reparam.train.objective import Objective, Terms
 from reparam.train.parameters import make_optimizer
 from reparam.train.processes import is_main, process_index, sum_over_processes_
 from reparam.train.progress import EpochReport, Progress, Silent, StepReport
 from reparam.train.randomness import Draw, seed_generators
 from reparam.train.regime import apply_regime_, average_norms_, make_mixup
-from reparam.train.routing import RoutingRecorder
+from reparam.train.routing import RoutingRecorder, trains_routers
 from reparam.train.schedule import make_schedule
 from reparam.train.state import History, Keep, TrainState
 
@@ -97,6 +98,8 @@ class Trainer:
         self.meter, self.recorder = Meter(), RoutingRecorder(model)
         self.epoch, self.step, self.updates = 1, 0, 0
         self.history: History | None = None
+        # A new mixture sends every token to the multiply expert: as good as before, and nothing is saved yet.
+        self._is_start_kept = not trains_routers(model)
         self._started = self._reported = 0.0
         self._resumed_updates = self._bad_images = 0
 
@@ -146,9 +149,10 @@ class Trainer:
                 self.meter.clear()
                 self.recorder.clear()
                 self._save(is_best=report.is_best)
-                self._keep()
                 self._tell_of_bad_images()
+                # Before the state is kept: what was told beyond a state is dropped when a run is resumed from it.
                 self.progress.epoch_finished(report)
+                self._keep()
         return self.history
 
     def _run_epoch(self, best: Evaluation) -> EpochReport:
@@ -171,7 +175,7 @@ class Trainer:
             train_top1=figures.top1,
             images_per_second=figures.images * (1 - done / self.schedule.steps) / seconds,
             evaluation=evaluation,
-            is_best=_is_better(evaluation, best),
+            is_best=_is_better(evaluation, best) or (self.epoch == 1 and not self._is_start_kept),
             mult_share=shares,
         )
 
@@ -214,7 +218,7 @@ class Trainer:
                 self.engine.backward(terms.total * share)
         norm = self.engine.clip()
         if not _is_finite(terms.total, norm):
-            raise TrainError(self._not_finite(terms.total, norm))
+            raise TrainError(self._not_finite(terms.total, norm, micro_batches))
         self.engine.step()
         self.step, self.updates = self.step + 1, self.updates + 1
         self.schedule.finish_update(self.updates)
@@ -262,13 +266,20 @@ class Trainer:
             some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             self.progress.message(f"training images that cannot be read ({len(names)} so far) were left out: {some}")
 
-    def _not_finite(self, loss: Tensor, norm: Tensor | None) -> str:
+    def _not_finite(self, loss: Tensor, norm: Tensor | None, micro_batches: list[MicroBatch]) -> str:
         what = f"the loss is {loss.item()}" if norm is None or not loss.isfinite() else f"the gradient is {norm.item()}"
+        causes = (self._cause(images, labels) for images, labels in micro_batches)
+        cause = next((f"; {cause}" for cause in causes if cause), "")
         return (
-            f'stage "{self.stage}", epoch {self.epoch}, step {self.step + 1}: {what}, so training cannot go on. The '
-            f"checkpoints so far are intact. Lower lr ({self.settings.lr}), or clip the gradient "
+            f'stage "{self.stage}", epoch {self.epoch}, step {self.step + 1}: {what}, so training cannot go on{cause}. '
+            f"The checkpoints so far are intact. Lower lr ({self.settings.lr}), or clip the gradient "
             f"(clip_grad is {self.settings.clip_grad})."
         )
+
+    def _cause(self, images: Tensor, labels: Tensor) -> str | None:
+        """What is first not finite when a micro-batch is run again, if anything is."""
+        with self.engine.autocast():
+            return first_nonfinite(self.model, images, loss=lambda logits: self.objective(logits, images, labels).total)
 
     def _keep_on_the_way(self) -> None:
         """Keeps the state within an epoch: every so many steps, and before giving way to Ctrl-C."""

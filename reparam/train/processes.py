@@ -35,8 +35,8 @@ def wait_for_all() -> None:
 
 
 def sum_over_processes_(values: Tensor) -> Tensor:
-    """Adds up a tensor in place over all processes; nothing to do for one."""
-    if _is_initialised():
+    """Adds up a tensor in place over all processes; nothing to do for one process, or for no values."""
+    if _is_initialised() and values.numel():
         dist.all_reduce(values)
     return values
 

@@ -4,7 +4,7 @@ A forward hook on every router collects both. Nothing is read on the host until 
 not make an accelerator wait.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -62,27 +62,33 @@ class RoutingRecorder:
         losses = load_balance_loss(runs, latency).split([len(layer) for layer in uses.values()])
         return torch.stack([layer.mean() for layer in losses]).mean()
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The routers that ran, in the order of `tokens`."""
+        return tuple(self._multiplied)
+
+    def tokens(self) -> Tensor:
+        """Returns (L, 2) int64: of each layer so far, tokens that took the multiply expert, and all tokens."""
+        if not self._multiplied:
+            return torch.zeros(0, 2, dtype=torch.int64)
+        multiplied = torch.stack(list(self._multiplied.values()))
+        return torch.stack([multiplied, multiplied.new_tensor([self._tokens[name] for name in self.layers])], dim=1)
+
     def shares(self) -> dict[str, float]:
         """Returns layer -> share of its tokens so far that took the multiply expert; waits for the device.
 
         Under a distributed launch every process asks at the same step, and gets the shares of all tokens.
         """
-        return {name: multiplied / tokens for name, (multiplied, tokens) in self.state().items()}
+        return mult_shares(self.layers, sum_over_processes_(self.tokens()))
 
-    def state(self) -> dict[str, tuple[int, int]]:
+    def state(self) -> dict[str, list[int]]:
         """Returns layer -> tokens that took the multiply expert, and all tokens, over all processes."""
-        names = list(self._multiplied)
-        if not names:
-            return {}
-        counts = torch.stack([self._multiplied[name] for name in names])
-        counts = torch.stack([counts, counts.new_tensor([self._tokens[name] for name in names])])
-        multiplied, tokens = sum_over_processes_(counts).tolist()
-        return {name: (m, t) for name, m, t in zip(names, multiplied, tokens, strict=True)}
+        return dict(zip(self.layers, sum_over_processes_(self.tokens()).tolist(), strict=True))
 
-    def load_state(self, state: Mapping[str, tuple[int, int]]) -> None:
+    def load_state(self, state: Mapping[str, Sequence[int]]) -> None:
         """Counts on from `state`, which one process takes for all."""
-        self._multiplied = {name: torch.tensor(count) for name, (count, _) in state.items()}
-        self._tokens = {name: count for name, (_, count) in state.items()}
+        self._multiplied = {name: torch.tensor(multiplied) for name, (multiplied, _) in state.items()}
+        self._tokens = {name: tokens for name, (_, tokens) in state.items()}
 
     def clear(self) -> None:
         """Forgets all counts."""
@@ -100,7 +106,17 @@ class RoutingRecorder:
         return record
 
 
+def trains_routers(model: nn.Module) -> bool:
+    """Whether the model has a router that learns."""
+    return any(isinstance(module, Router) and module.weight.requires_grad for module in model.modules())
+
+
 def target_shares(model: nn.Module) -> dict[str, float]:
     """Returns router -> share of tokens to multiply, in (0, 1), at which both experts finish together."""
     routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
     return {name: router.latency[SHIFT] / sum(router.latency) for name, router in routers.items()}
+
+
+def mult_shares(layers: Sequence[str], tokens: Tensor) -> dict[str, float]:
+    """Returns layer -> share of its tokens that took the multiply expert, of counts (L, 2); waits for the device."""
+    return {name: multiplied / every for name, (multiplied, every) in zip(layers, tokens.tolist(), strict=True)}

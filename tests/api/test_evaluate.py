@@ -9,7 +9,7 @@ from PIL import Image
 from reparam.api.convert import convert
 from reparam.api.evaluate import evaluate
 from reparam.checkpoint.load import load
-from reparam.errors import CheckpointError, DataError, ModelError, TrainError
+from reparam.errors import CheckpointError, DataError, ModelError, OptionError, TrainError
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.evaluate import Evaluation
 from tests.train.pico import draw_folder
@@ -56,6 +56,26 @@ def test_a_checkpoint_is_measured_as_by_hand_and_gets_the_result(
     assert evaluation.top1 == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
     assert evaluation.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
     assert Evaluation.model_validate_json((run / part / "evaluate.json").read_text()) == evaluation
+
+
+def test_results_per_class_carry_the_names_of_the_folders_and_the_matrix_has_its_own_file(
+    run: Path, images: Path, data: DataSettings
+) -> None:
+    evaluation = evaluate(run, data=data, batch_size=7, per_class=True, **HERE)
+    assert [(row.name, row.images) for row in evaluation.per_class] == [("dark", 6), ("grey", 6), ("light", 6)]
+    right = sum(row.recall * row.images / 100 for row in evaluation.per_class if row.recall is not None)
+    assert 100 * right / 18 == pytest.approx(evaluation.top1)
+    head, *rows = (run / "confusion.csv").read_text().splitlines()
+    assert head == "true class,dark,grey,light"
+    assert evaluation.confusion == tuple(tuple(map(int, row.split(",")[1:])) for row in rows)
+    assert "confusion" not in (run / "evaluate.json").read_text()
+    evaluate(run, data=data, **HERE)
+    assert not (run / "confusion.csv").exists()  # it would stand beside figures that are not its own
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"m\.txt"):
+        evaluate(run, data=DataSettings(), confusion=tmp_path / "m.txt", **HERE)
 
 
 def test_a_named_model_is_measured_and_leaves_nothing_behind(

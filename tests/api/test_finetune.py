@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from reparam.api.find_lr import find_lr
 from reparam.api.finetune import FinetuneResult, finetune
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import read_record
@@ -342,7 +343,7 @@ def test_trackers_are_given_the_figures(data: DataSettings, weights: str, tmp_pa
 
 def test_finding_a_rate_trains_nothing(data: DataSettings, weights: str, tmp_path: Path) -> None:
     run, notes = tmp_path / "run", Notes()
-    test = finetune(
+    test = find_lr(
         MODEL,
         recipe="shiftaddvit",
         data=data,
@@ -351,7 +352,6 @@ def test_finding_a_rate_trains_nothing(data: DataSettings, weights: str, tmp_pat
         out=run,
         device=DEVICE,
         progress=notes,
-        find_lr=True,
         **SHAPE,
     )
     assert len(test.rates) == len(test.losses) <= 9

@@ -27,6 +27,9 @@ _VERBS = {
     "lookup": "look-ups",
 }
 
+#: Rows of the table of classes.
+_MOST_CLASSES = 20
+
 
 def evaluation_view(evaluation: "Evaluation", *, source: str) -> RenderableType:
     """Returns accuracy with its interval, loss, speed, and the share of tokens per expert."""
@@ -35,12 +38,31 @@ def evaluation_view(evaluation: "Evaluation", *, source: str) -> RenderableType:
     table.add_row("top-1", Text(f"{evaluation.top1:.2f} %", style="bold"), f"95 % interval {low:.2f} to {high:.2f} %")
     table.add_row("top-5", f"{evaluation.top5:.2f} %", "")
     table.add_row("loss", f"{evaluation.loss:.4f}", "")
-    table.add_row("speed", f"{evaluation.images_per_second:.0f} images/s", f"measured here, {evaluation.device}")
+    measured = f"measured here, {evaluation.device}"
+    table.add_row("speed", f"{evaluation.images_per_second:.0f} images/s", f"{measured}, with loading")
+    if evaluation.model_images_per_second is not None:
+        table.add_row("", f"{evaluation.model_images_per_second:.0f} images/s", f"{measured}, the model alone")
     if evaluation.mean_mult_share is not None:
         table.add_row("experts", experts(evaluation.mean_mult_share), f"mean of {len(evaluation.mult_share)} layers")
     for path, share in evaluation.mult_share.items():
         table.add_row("", experts(share), Text(path, style="dim"))
     return Group(Text.assemble((source, "bold"), f" on {evaluation.images} images"), table)
+
+
+def classes_view(evaluation: "Evaluation") -> RenderableType:
+    """Returns recall, precision and the likeliest mistake of the worst classes; the best of them come last."""
+    rows = sorted((row for row in evaluation.per_class if row.recall is not None), key=lambda row: row.recall or 0.0)
+    table = plain_table("class", "images", "recall", "precision")
+    table.add_column("most often mistaken for", overflow="fold")
+    for row in rows[:_MOST_CLASSES]:
+        mistake = "" if row.mistaken_for is None else f"{row.mistaken_for} ({row.mistaken})"
+        table.add_row(Text(row.name), str(row.images), _percent(row.recall), _percent(row.precision), Text(mistake))
+    notes = []
+    if len(rows) > _MOST_CLASSES:
+        notes.append(f"the worst {_MOST_CLASSES} of {len(rows)} classes; --json has all")
+    if len(rows) < len(evaluation.per_class):
+        notes.append(f"{len(evaluation.per_class) - len(rows)} classes have no images")
+    return Group(Text(), table, *(Text(note, style="dim") for note in notes))
 
 
 def finetune_view(result: "FinetuneResult") -> RenderableType:
@@ -110,6 +132,10 @@ def demo_view(result: "DemoResult") -> RenderableType:
     if result.rows and result.rows[-1].latency_ms > result.rows[0].latency_ms:
         notes.append(Text("slower than dense on this device", style="red"))
     return Group(table, *notes)
+
+
+def _percent(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.2f} %"
 
 
 def _add_amounts(table: Table, name: str, values: Sequence[int]) -> None:
