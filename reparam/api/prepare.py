@@ -86,9 +86,7 @@ def _convert(
     name = load_recipe(recipe, overrides=options["overrides"]).name
     folder = Path("runs") / as_file_name(f"{model}-{name}") if out is None else Path(out)
     if resume and is_checkpoint(folder):
-        _check_same_model(
-            folder, model, {key: options[key] for key in ("num_classes", "img_size", "in_chans", "model_kwargs")}
-        )
+        _check_same_model(folder, model, shape)
         return folder
     with main_first() as first:
         if first:
