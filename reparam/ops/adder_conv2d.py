@@ -19,7 +19,7 @@ from reparam.ops.adder_function import adder_conv2d
 from reparam.ops.adder_layer import NO_NORM, SMALLEST_STD, AdderLayer, AdderOptions, refuse_bare
 from reparam.ops.base import Example, operator
 from reparam.ops.conv_examples import conv_example, refused_examples
-from reparam.ops.conv_form import ConvForm, refuse_conv2d
+from reparam.ops.conv_form import ConvAttributes, ConvForm, refuse_conv2d
 from reparam.ops.site import Site
 
 
@@ -30,7 +30,7 @@ class AdderConv2dOptions(AdderOptions):
 
 
 @operator("adder_conv2d", kind="conv2d", source="arXiv:1912.13200")
-class AdderConv2d(AdderLayer):
+class AdderConv2d(AdderLayer, ConvAttributes):
     """Y = norm(-sum |W - X| + b).  Before: n mul + n add.  After: 2 n add + n absolute values.
 
     `norm` is the identity where the model's own normalisation follows.

@@ -93,6 +93,37 @@ class ConvForm:
         return tuple(found)
 
 
+class ConvAttributes:
+    """What models read off an `nn.Conv2d` without calling it, such as DaViT's `proj.kernel_size`, by its `form`."""
+
+    form: ConvForm
+
+    @property
+    def kernel_size(self) -> Pair:
+        """Height and width of the kernel."""
+        return self.form.kernel
+
+    @property
+    def stride(self) -> Pair:
+        """Pixels from one output to the next."""
+        return self.form.stride
+
+    @property
+    def padding(self) -> Pair:
+        """Zeros that the product adds on each side."""
+        return self.form.padding
+
+    @property
+    def dilation(self) -> Pair:
+        """Pixels between the taps of the kernel."""
+        return self.form.dilation
+
+    @property
+    def groups(self) -> int:
+        """Parts that the channels fall into."""
+        return self.form.groups
+
+
 def refuse_conv2d(site: Site, dense: nn.Module) -> str | None:
     """Why no operator can stand for a convolution, in words for the plan: its weight or its forward is not its own."""
     assert isinstance(dense, nn.Conv2d)

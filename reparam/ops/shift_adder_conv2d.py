@@ -17,7 +17,7 @@ from reparam.ops.adder_conv2d import AdderConv2d, AdderConv2dOptions
 from reparam.ops.adder_layer import NO_NORM, refuse_bare
 from reparam.ops.base import Example, Operator, OperatorOptions, operator
 from reparam.ops.conv_examples import conv_example, refused_examples
-from reparam.ops.conv_form import ConvForm, refuse_conv2d
+from reparam.ops.conv_form import ConvAttributes, ConvForm, refuse_conv2d
 from reparam.ops.shift_conv2d import ShiftConv2d, ShiftConv2dOptions
 from reparam.ops.site import Site
 
@@ -36,7 +36,7 @@ class ShiftAdderOptions(OperatorOptions):
 
 
 @operator("shift_adder_conv2d", kind="conv2d", source="arXiv:2010.12785")
-class ShiftAdderConv2d(Operator):
+class ShiftAdderConv2d(Operator, ConvAttributes):
     """Y = adder(shift(X)).  Before: n mul + n add.  After: n shift + n add, and O/I as many differences.
 
     State: `shift.*` and `adder.*`.
@@ -46,7 +46,8 @@ class ShiftAdderConv2d(Operator):
 
     def __init__(self, shift: ShiftConv2d, adder: AdderConv2d) -> None:
         super().__init__()
-        self.shift, self.adder = shift, adder
+        self.shift, self.adder, self.form = shift, adder, shift.form
+        self.in_channels, self.out_channels = shift.in_channels, adder.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, I, H, W) to (B, O, OH, OW)."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reparam.counts import OpCount
 from reparam.ops.base import Example, operator
 from reparam.ops.conv_examples import conv_example, refused_examples
-from reparam.ops.conv_form import ConvForm, refuse_conv2d
+from reparam.ops.conv_form import ConvAttributes, ConvForm, refuse_conv2d
 from reparam.ops.shift_layer import ShiftLayer
 from reparam.ops.shift_weight import ShiftOptions
 from reparam.ops.site import Site
@@ -38,7 +38,7 @@ class ShiftConv2dOptions(ShiftOptions):
 
 
 @operator("shift_conv2d", kind="conv2d", source="arXiv:1905.13298")
-class ShiftConv2d(ShiftLayer):
+class ShiftConv2d(ShiftLayer, ConvAttributes):
     """Y = conv2d(X, W') + b, W rounded to signed powers of two.  Before: n mul + n add.  After: n shift + n add.
 
     State as in `ShiftLayer`.

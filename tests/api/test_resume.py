@@ -157,6 +157,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr("reparam.api.finetune.evaluate_model", evaluate)
+    monkeypatch.setattr("reparam.api.stage.evaluate_model", evaluate)
     monkeypatch.setattr("reparam.train.loop.evaluate_model", evaluate)
 
 

@@ -11,8 +11,12 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from reparam.errors import PlanError
+from reparam.ops.adder_conv2d import AdderConv2d
+from reparam.ops.base import Operator
 from reparam.ops.conv_examples import conv_site
 from reparam.ops.conv_form import ConvForm, refuse_conv2d
+from reparam.ops.shift_adder_conv2d import ShiftAdderConv2d
+from reparam.ops.shift_conv2d import ShiftConv2d
 from tests.pico import plan_for, recipe
 
 SPELLINGS: dict[str, Callable[[], nn.Conv2d]] = {
@@ -193,3 +197,12 @@ def test_an_image_without_a_batch_axis_is_refused(operator: str) -> None:
     rules = recipe([{"match": {"kind": "conv2d"}, "operator": operator}])
     with pytest.raises(PlanError, match="without a batch axis"):
         plan_for(nn.Sequential(nn.Conv2d(3, 4, 3)), rules, torch.zeros(3, 8, 8))
+
+
+@pytest.mark.parametrize("operator", [ShiftConv2d, AdderConv2d, ShiftAdderConv2d])
+def test_what_models_read_off_a_convolution_is_still_there(operator: type[Operator]) -> None:
+    example = next(example for example in operator.examples() if example.refusal is None)
+    dense = nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
+    layer = operator.from_dense(dense, example.site, example.options)
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups", "in_channels", "out_channels"):
+        assert getattr(layer, name) == getattr(dense, name)
