@@ -25,7 +25,7 @@ from reparam.recipe.schema import Frozen, Recipe
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import make_loaders
 from reparam.train.evaluate import Evaluation, evaluate_model
-from reparam.train.processes import is_main, main_first
+from reparam.train.processes import is_main, main_first, wait_for_all
 from reparam.train.progress import Progress, Silent
 from reparam.train.summary import write_args
 
@@ -165,6 +165,7 @@ def _train(
             finetuning.write(run.folder)
             if is_main():
                 forget_states(run.folder / RECOVERY)
+            wait_for_all()  # the next stage begins with what the main process has just saved
             if _is_below_gate(result, settings, dense):
                 break
     return finetuning
