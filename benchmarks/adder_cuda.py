@@ -55,18 +55,6 @@ def hand_written(written: int, read: int) -> Candidates:
     return found
 
 
-def in_triton(written: int) -> Candidates:
-    """Forward and input gradient of all forms and tiles of the fitting width."""
-    found: Candidates = {}
-    for tile in fitting(adder_triton.TILES, written):
-        form = ("outer", "block", "split")[tile.form]
-        found[f"triton {form} {tile.pixels}x{tile.channels}x{tile.depth} w{tile.warps}"] = (
-            partial(adder_triton.forward, tile=tile),
-            partial(adder_triton.input_gradient, tile=tile),
-        )
-    return found
-
-
 def prepare(device: torch.device) -> None:
     """Compiles all tiles at once, in threads; what fails is told where it is used."""
     wanted = [
@@ -110,7 +98,7 @@ def check() -> None:
         runs_of = {name: runs for width in widths for name, runs in hand_written(width, width).items()}
         runs_of["nvrtc chosen"] = adder_nvrtc.forward, adder_nvrtc.input_gradient
         if index == 1:  # Triton compiles for seconds
-            runs_of |= in_triton(64)
+            runs_of["triton"] = adder_triton.forward, adder_triton.input_gradient
         for name, runs in runs_of.items():
             given = ((own[0], own[1], geometry), (own[2], own[0], own[1], geometry))
             for part, run in enumerate(runs):
@@ -223,11 +211,11 @@ def main() -> None:
     print("forward, then input gradient: median of 20, G differences/s, share of the limit")
     inductor: Candidates = {"inductor": (adder_compiled.forward, adder_compiled.input_gradient)}
     chosen: Candidates = {"nvrtc chosen": (adder_nvrtc.forward, adder_nvrtc.input_gradient)}
-    triton: Candidates = {"triton chosen": (adder_triton.forward, adder_triton.input_gradient)}
+    triton: Candidates = {"triton": (adder_triton.forward, adder_triton.input_gradient)}
     for shape in (TARGET, *(RESNET[::4] if arguments.quick else RESNET)):
         sides = chosen | hand_written(shape[3], shape[2])
         if shape == TARGET:
-            sides = inductor | sides | in_triton(shape[3])
+            sides = inductor | sides | triton
         elif not arguments.quick:
             sides = (inductor if shape in RESNET[::4] else {}) | sides | triton
         measure(shape, sides, limit)

@@ -1,12 +1,7 @@
 """The adder convolution in Triton: a walk over pixels times channels that keeps a tile of sums in registers.
 
-Float32 on a GPU, shapes as in `adder_reference`. Which summed channels are taken together is the *form*:
-
-| form | inner step |
-|---|---|
-| `OUTER` | one summed channel, pixels times channels |
-| `BLOCK` | `depth` of them, pixels times depth times channels, summed at once |
-| `SPLIT` | four of them, loaded together and then taken one by one |
+Float32 on a GPU, shapes as in `adder_reference`. Four summed channels are loaded together and then taken one by one:
+measured faster than one at a time (1.1x, and 1.9x in the gradient) and than pixels times depth times channels (20x).
 """
 
 # Triton's language has types of its own.
@@ -21,26 +16,17 @@ from triton import language as tl
 
 from reparam.kernels.geometry import Geometry
 
-OUTER, BLOCK, SPLIT = 0, 1, 2
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program computes: pixels times channels by `warps` warps, `depth` summed channels a step."""
+    """What one program computes, with four warps: pixels times channels."""
 
-    form: int
     pixels: int
     channels: int
-    depth: int
-    warps: int
 
 
-#: By the most channels that are written; the first is taken.
-TILES = {
-    16: (Tile(SPLIT, 128, 16, 4, 4), Tile(OUTER, 128, 16, 1, 4), Tile(BLOCK, 64, 16, 4, 4)),
-    32: (Tile(SPLIT, 128, 32, 4, 4), Tile(OUTER, 128, 32, 1, 4), Tile(BLOCK, 64, 32, 4, 4)),
-    64: (Tile(SPLIT, 128, 64, 4, 4), Tile(OUTER, 128, 64, 1, 4), Tile(OUTER, 64, 64, 1, 4), Tile(BLOCK, 32, 64, 4, 4)),
-}
+#: By the most channels that are written.
+TILES = {channels: Tile(128, channels) for channels in (16, 32, 64)}
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry, tile: Tile | None = None) -> Tensor:
@@ -75,13 +61,13 @@ def _launch(
         return
     summed, written = packed.shape[3:]
     if tile is None:
-        tile = TILES[next((most for most in TILES if written <= most), max(TILES))][0]
+        tile = TILES[next((most for most in TILES if written <= most), max(TILES))]
     total = out[..., 0].numel()
     grid = (triton.cdiv(total, tile.pixels), triton.cdiv(written, tile.channels), geometry.groups)
     _walk[grid](
         source, packed, own, out, total, *out.shape[1:3], *source.shape[1:3], geometry.groups, summed, written,
-        *geometry.kernel, *stride, *geometry.dilation, FORWARD=is_forward, FORM=tile.form, BM=tile.pixels,
-        BN=tile.channels, BK=tile.depth, num_warps=tile.warps,
+        *geometry.kernel, *stride, *geometry.dilation, FORWARD=is_forward, BM=tile.pixels, BN=tile.channels,
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -95,8 +81,8 @@ _UNSPECIALIZED = [
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _walk(
     source, weight, own, out, total, rows, columns, height, width, groups, summed, written, kernel_h, kernel_w,
-    stride_h, stride_w, dilation_h, dilation_w, FORWARD: tl.constexpr, FORM: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr,
+    stride_h, stride_w, dilation_h, dilation_w, FORWARD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(2)
     pixel = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -113,27 +99,16 @@ def _walk(
         shift = (tap // kernel_w * dilation_h * width + tap % kernel_w * dilation_w).to(tl.int64) * groups * summed
         near = read + shift
         block = weight + (tap * groups + group).to(tl.int64) * summed * written + n
-        if FORM == 0:
-            for k in range(summed):
-                s = tl.load(near[:, None] + k, mask=is_pixel[:, None], other=0.0)
-                w = tl.load(block + k * written, mask=is_channel, other=0.0)
-                total_sum += _terms(s, w[None, :], x, FORWARD)
-        else:
-            for k0 in range(0, summed, BK):
-                k = k0 + tl.arange(0, BK)
-                s = tl.load(near[:, None] + k[None, :], mask=is_pixel[:, None] & (k < summed)[None, :], other=0.0)
-                if FORM == 1:
-                    at = block[None, :] + k[:, None] * written
-                    w = tl.load(at, mask=(k < summed)[:, None] & is_channel[None, :], other=0.0)
-                    total_sum += tl.sum(_terms(s[:, :, None], w[None, :, :], x[:, None, :], FORWARD), 1)
-                else:
-                    even, odd = tl.split(tl.reshape(s, (BM, 2, 2)))
-                    s0, s2 = tl.split(even)
-                    s1, s3 = tl.split(odd)
-                    total_sum += _terms(s0[:, None], _row(block, k0, summed, written, is_channel), x, FORWARD)
-                    total_sum += _terms(s1[:, None], _row(block, k0 + 1, summed, written, is_channel), x, FORWARD)
-                    total_sum += _terms(s2[:, None], _row(block, k0 + 2, summed, written, is_channel), x, FORWARD)
-                    total_sum += _terms(s3[:, None], _row(block, k0 + 3, summed, written, is_channel), x, FORWARD)
+        for k0 in range(0, summed, 4):
+            k = k0 + tl.arange(0, 4)
+            s = tl.load(near[:, None] + k[None, :], mask=is_pixel[:, None] & (k < summed)[None, :], other=0.0)
+            even, odd = tl.split(tl.reshape(s, (BM, 2, 2)))
+            s0, s2 = tl.split(even)
+            s1, s3 = tl.split(odd)
+            total_sum += _terms(s0[:, None], _row(block, k0, summed, written, is_channel), x, FORWARD)
+            total_sum += _terms(s1[:, None], _row(block, k0 + 1, summed, written, is_channel), x, FORWARD)
+            total_sum += _terms(s2[:, None], _row(block, k0 + 2, summed, written, is_channel), x, FORWARD)
+            total_sum += _terms(s3[:, None], _row(block, k0 + 3, summed, written, is_channel), x, FORWARD)
     tl.store(out + place, total_sum, mask=is_written)
 
 
