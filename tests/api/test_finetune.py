@@ -34,6 +34,7 @@ SHAPE: dict[str, Any] = {
 }
 QUICK = {"epochs": 1, "batch_size": 12, "workers": 0, "no_aug": True, "lr": 3e-3}
 DEVICE = "cpu"
+PICTURES = True
 
 
 class Notes(Silent):

@@ -41,16 +41,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def finetune(source: str, **options: Any) -> object:
         arguments.update(options, source=source)
         options["progress"].message("evaluating the dense original")
-        return _rate_test() if options.get("find_lr") else _result()
+        return _result()
+
+    def find_lr(source: str, **options: Any) -> object:
+        arguments.update(options, source=source, verb="find_lr")
+        return _rate_test()
 
     monkeypatch.setitem(vars(reparam), "finetune", finetune)
+    monkeypatch.setitem(vars(reparam), "find_lr", find_lr)
     return arguments
 
 
 def test_options_reach_the_library(run_cli: RunCli, asked: dict[str, Any]) -> None:
     line = (
         "finetune deit_tiny --recipe shiftaddvit --data-dir d --epochs 3 --stage 1 --weights none --out there "
-        "--set stage.0.finetune.epochs=3 --allow-partial --num-classes 10 --model-kwargs depth=2 --device cpu"
+        "--set stage.0.finetune.epochs=3 --allow-partial --num-classes 10 --model-kwargs depth=2 "
+        "--device cpu --resume auto"
     )
     assert run_cli(*line.split()).code == 0
     del asked["progress"]
@@ -60,6 +66,7 @@ def test_options_reach_the_library(run_cli: RunCli, asked: dict[str, Any]) -> No
         "data": reparam.DataSettings(data_dir="d"),
         "settings": {"epochs": 3},
         "stage": 1,
+        "resume": "auto",
         "weights": "none",
         "out": Path("there"),
         "overrides": ["stage.0.finetune.epochs=3"],
@@ -92,7 +99,7 @@ def test_json_is_the_result_and_progress_stays_on_stderr(run_cli: RunCli, asked:
 
 def test_find_lr_shows_both_suggestions(run_cli: RunCli, asked: dict[str, Any]) -> None:
     answer = run_cli("finetune", "runs/x", "--data-dir", "d", "--find-lr")
-    assert asked["find_lr"] is True
+    assert asked["verb"] == "find_lr"
     assert [" ".join(line.split()) for line in answer.out.splitlines()] == [
         "suggestion lr",
         "where the loss falls fastest 1.2e-04",
@@ -108,7 +115,7 @@ def test_find_lr_as_json_is_the_whole_test(run_cli: RunCli, asked: dict[str, Any
 
 def test_find_lr_says_when_there_is_nothing_to_suggest(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = _rate_test().model_copy(update={"steepest": None, "tenth_of_best": None})
-    monkeypatch.setitem(vars(reparam), "finetune", lambda source, **options: nothing)
+    monkeypatch.setitem(vars(reparam), "find_lr", lambda source, **options: nothing)
     answer = run_cli("finetune", "runs/x", "--data-dir", "d", "--find-lr")
     assert answer.out.splitlines()[0] == "no rate to suggest: the loss never fell"
 
