@@ -48,7 +48,7 @@ def dispatch_grouped(tokens: Tensor, index: Tensor, chains: Sequence[Sequence[nn
             parameters, so the first expert's serve both.
     """
     order = torch.argsort(index, stable=True)
-    ends = torch.stack([(index == 0).sum(), index.new_tensor(len(index))]).to(torch.int32)
+    ends = torch.stack([(index == 0).sum(), index.new_full((), len(index))]).to(torch.int32)
     rows = tokens[order]
     for multiply, shift in zip(*chains, strict=True):
         rows = _grouped_linear(rows, ends, order, index, (multiply, shift)) if _is_linear(multiply) else multiply(rows)
