@@ -1,8 +1,8 @@
 """Small data sets held decoded on the device: batches are gathered and augmented there, with nothing to wait for.
 
-Decoding and augmenting a 32x32 image takes a core longer than training on it takes a GPU (measured: 0.8 ms an image),
-so every image is decoded once, and the augmentation is the one that CIFAR's models are trained with: a crop out of
-padding, and flips, drawn for a whole batch from its place.
+Decoding and augmenting a 32x32 image takes a core longer than training on it takes a GPU (0.7 ms an image, see
+benchmarks/training_costs.py), so every image is decoded once, and the augmentation is the one that CIFAR's models are
+trained with: a crop out of padding, and flips, drawn for a whole batch from its place.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
