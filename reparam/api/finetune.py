@@ -20,12 +20,12 @@ from reparam.api.resume import (
 from reparam.api.run import Base, Run
 from reparam.api.stage import find_state, train_stage
 from reparam.checkpoint.recovery import forget_states
+from reparam.processes import is_main, main_first, wait_for_all
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Frozen, Recipe
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import make_loaders
 from reparam.train.evaluate import Evaluation, evaluate_model
-from reparam.train.processes import is_main, main_first, wait_for_all
 from reparam.train.progress import Progress, Silent
 from reparam.train.summary import write_args
 

@@ -9,6 +9,7 @@ from reparam.cost.expert_latency import ExpertLatency, ExpertProxy, measure_expe
 from reparam.graph.latencies import Pair, recipe_latencies, with_latencies
 from reparam.graph.provenance import Provenance, attach, provenance_of
 from reparam.ops.moe import MoeMlp
+from reparam.processes import is_main, process_count
 from reparam.recipe.expert_latency import parse_latency
 
 #: What was found about each mixture, by path.
@@ -49,9 +50,9 @@ def _find(model: nn.Module, latency: str, example_input: Tensor) -> Found:
 
 def _from_first_process(find: Callable[[], Found], like: Tensor) -> Found:
     """What the first process finds: clocks differ, and processes must balance by the same numbers."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if process_count() == 1:
         return find()
-    told = [find() if distributed.get_rank() == 0 else {}]
+    told = [find() if is_main() else {}]
     distributed.broadcast_object_list(told, device=like.device)
     return told[0]
 

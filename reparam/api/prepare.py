@@ -13,13 +13,13 @@ from reparam.api.subject import is_checkpoint, resolve_subject
 from reparam.atomic import as_file_name
 from reparam.checkpoint.record import read_record
 from reparam.errors import CheckpointError, RecipeError
+from reparam.processes import main_first
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.load import load_recipe
 from reparam.recipe.resolve import resolve_settings
 from reparam.recipe.schema import Recipe
 from reparam.recipe.settings import TrainSettings
 from reparam.train.engine import pick_device
-from reparam.train.processes import main_first
 from reparam.train.splits import check_folders
 
 

@@ -13,15 +13,18 @@ from pydantic import ValidationError
 
 from reparam.atomic import write_text
 from reparam.errors import CheckpointError
+from reparam.processes import is_main, process_count
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Frozen, Recipe
 from reparam.recipe.settings import TrainSettings
 from reparam.train.evaluate import Evaluation
-from reparam.train.processes import is_main, process_count
 
 FINETUNE_NAME, RECOVERY = "finetune.json", "recovery"
 #: What changes nothing about the weights that come out.
-_FREE = ("workers", "validation_batch_size", "log_interval", "recovery_interval", "checkpoint_hist", "max_bad_images")
+_FREE = frozenset({
+    "workers", "validation_batch_size", "log_interval", "log_with", "recovery_interval", "checkpoint_hist",
+    "max_bad_images",
+})  # fmt: skip
 
 
 class StageResult(Frozen):

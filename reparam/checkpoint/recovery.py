@@ -4,6 +4,7 @@ FOLDER/STAGE-updates-000123/state.pt, state.json      the state, and its size an
 """
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -18,7 +19,6 @@ from reparam.atomic import as_file_name, atomic_folder
 from reparam.train.state import TrainState
 
 _STATE, _SEAL = "state.pt", "state.json"
-_CHUNK = 2**20
 
 
 def write_state(folder: Path, state: TrainState, *, keep: int) -> None:
@@ -32,8 +32,11 @@ def write_state(folder: Path, state: TrainState, *, keep: int) -> None:
         if _read(target) is not None:
             return  # written before the run was stopped, and resuming came to the same place
         shutil.rmtree(target, ignore_errors=True)
+    # By way of memory: of a full disk, torch says that its own invariant is broken.
+    bits = io.BytesIO()
+    torch.save(state.as_dict(), bits)
     with atomic_folder(target) as draft:
-        torch.save(state.as_dict(), draft / _STATE)
+        (draft / _STATE).write_bytes(bits.getbuffer())
         (draft / _SEAL).write_text(json.dumps(_seal(draft / _STATE)), encoding="utf-8")
     for old in _states(folder, state.stage)[keep:]:
         shutil.rmtree(old, ignore_errors=True)  # a part that stays is not intact, and is passed over
@@ -72,8 +75,5 @@ def _read(path: Path) -> TrainState | None:
 
 
 def _seal(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

@@ -25,8 +25,10 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from reparam.processes import process_count, sum_over_processes_
 
 MULTIPLY, SHIFT = 0, 1
 Gate = Literal["straight_through", "probability", "one"]
@@ -148,7 +150,7 @@ def load_balance_loss(use: Tensor, latency: Tensor) -> Tensor:
 
 
 def _sum_over_processes(values: Tensor) -> Tensor:
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if process_count() == 1:
         return values
     summed: Tensor = _AllReduce.apply(values)
     return summed
@@ -160,14 +162,10 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
         """Adds up."""
-        summed = values.clone()
-        distributed.all_reduce(summed)
-        return summed
+        return sum_over_processes_(values.clone())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         """Adds up the gradients: each process's values are in every process's loss."""
-        summed = gradient.clone()
-        distributed.all_reduce(summed)
-        return summed
+        return sum_over_processes_(gradient.clone())

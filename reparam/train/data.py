@@ -18,11 +18,11 @@ from torch.utils.data import IterableDataset
 from torchvision import transforms
 
 from reparam.errors import DataError, OptionError
+from reparam.processes import process_count, process_index
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.settings import TrainSettings
 from reparam.train.epochs import EpochLoader
 from reparam.train.order import EpochOrder
-from reparam.train.processes import process_count, process_index
 from reparam.train.resident import Resident, ResidentEvaluation, ResidentTraining, check_augmentation
 from reparam.train.splits import Split, check_classes, missing_classes, open_split
 

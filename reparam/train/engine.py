@@ -14,9 +14,9 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from reparam.errors import OptionError, TrainError
+from reparam.processes import is_launched
 from reparam.recipe.settings import TrainSettings
 from reparam.suggest import did_you_mean
-from reparam.train.processes import is_launched
 from reparam.train.step_gradients import StepGradients
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}

@@ -11,11 +11,11 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 
 from reparam.errors import DataError
+from reparam.processes import sum_over_processes_
 from reparam.recipe.schema import Frozen
 from reparam.train.data import Batches, read_batches
 from reparam.train.model_clock import ModelClock
 from reparam.train.per_class import ClassResult, class_results, count_confusion_, empty_confusion
-from reparam.train.processes import sum_over_processes_
 from reparam.train.routing import RoutingRecorder, mult_shares
 
 #: Quantile of the standard normal for a two-sided 95 % interval.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from reparam.errors import OptionError, TrainError
+from reparam.train.hooks import Hooked
 
 #: Keeps a teacher's output that is constant from making its loss infinite.
 _LEAST_VARIANCE = 1e-6
@@ -61,7 +62,7 @@ def kernel_loss(student: Tensor, teacher: Tensor) -> Tensor:
 FEATURE_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse_loss, "kernel": kernel_loss}
 
 
-class FeatureRecorder:
+class FeatureRecorder(Hooked):
     """Context manager that records what some modules of a model return; its hooks are gone on exit.
 
     A forward of the model begins a record and `take` ends it, so what a checkpoint recomputes in backward is left out.
@@ -69,24 +70,21 @@ class FeatureRecorder:
     """
 
     def __init__(self, model: nn.Module, points: Sequence[str]) -> None:
+        super().__init__()
         self._model, self._points = model, tuple(points)
-        self._handles: list[RemovableHandle] = []
         self._found: dict[str, Tensor] = {}
         self._records = False
-
-    def __enter__(self) -> "FeatureRecorder":
-        self._handles.append(self._model.register_forward_pre_hook(self._begin))
-        for point in self._points:
-            self._handles.append(self._model.get_submodule(point).register_forward_hook(self._keep(point)))
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        super().__exit__(kind, error, trace)
         self.take()
+
+    def _set_hooks(self) -> Iterator[RemovableHandle]:
+        yield self._model.register_forward_pre_hook(self._begin)
+        for point in self._points:
+            yield self._model.get_submodule(point).register_forward_hook(self._keep(point))
 
     def take(self) -> dict[str, Tensor]:
         """Returns point -> output of the last forward, with its gradient graph, and forgets them."""

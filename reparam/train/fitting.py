@@ -6,7 +6,7 @@ is bounded by memory. Norms use the statistics of the batch meanwhile, and re-es
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.ops.base import Operator
+from reparam.train.hooks import held
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 #: Bytes that the outputs of all dense layers may take together.
@@ -64,7 +65,7 @@ def fit_model_(
         return before
 
     model.eval()
-    with _hooks((m.register_forward_pre_hook(fit(path)) for path, m in operators.items())), batch_statistics(model):
+    with held((m.register_forward_pre_hook(fit(path)) for path, m in operators.items())), batch_statistics(model):
         model(images)
     reestimate_norms_(model, [images])
     return Fitted(correlations=found, images=len(images))
@@ -121,14 +122,6 @@ def _outputs(dense: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) 
 
         return after
 
-    with _hooks(layer.register_forward_hook(keep(path)) for path, layer in layers.items()):
+    with held(layer.register_forward_hook(keep(path)) for path, layer in layers.items()):
         dense.eval()(images)
     return outputs
-
-
-@contextmanager
-def _hooks(handles: Iterable[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for handle in handles:
-            stack.callback(handle.remove)
-        yield

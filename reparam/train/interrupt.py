@@ -5,7 +5,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from reparam.train.processes import process_count
+from reparam.processes import process_count
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -7,6 +7,7 @@ go on at the very step.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from reparam.errors import DataError, TrainError
 from reparam.ops.routing import set_noise_
+from reparam.processes import is_main, process_index, sum_over_processes_
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, read_batches
 from reparam.train.engine import Engine, image_shares
@@ -25,7 +27,6 @@ from reparam.train.meter import Figures, Meter
 from reparam.train.nonfinite import first_nonfinite
 from reparam.train.objective import Objective, Terms
 from reparam.train.parameters import make_optimizer
-from reparam.train.processes import is_main, process_index, sum_over_processes_
 from reparam.train.progress import EpochReport, Progress, Silent, StepReport
 from reparam.train.randomness import Draw, seed_generators
 from reparam.train.regime import apply_regime_, average_norms_, make_mixup
@@ -100,6 +101,7 @@ class Trainer:
         self.history: History | None = None
         # A new mixture sends every token to the multiply expert: as good as before, and nothing is saved yet.
         self._is_start_kept = not trains_routers(model)
+        self._interrupt = Interrupt()
         self._started = self._reported = 0.0
         self._resumed_updates = self._bad_images = 0
 
@@ -141,7 +143,7 @@ class Trainer:
             self._save(is_best=True)
             self._keep()
         self._started = time.perf_counter()
-        with Interrupt() as self._interrupt:
+        with self._interrupt:
             while self.epoch <= self.schedule.epochs:
                 report = self._run_epoch(self.history.best)
                 self.history = self.history.then(report)
@@ -153,6 +155,8 @@ class Trainer:
                 # Before the state is kept: what was told beyond a state is dropped when a run is resumed from it.
                 self.progress.epoch_finished(report)
                 self._keep()
+                if self._interrupt.is_asked:
+                    raise KeyboardInterrupt
         return self.history
 
     def _run_epoch(self, best: Evaluation) -> EpochReport:
@@ -197,9 +201,15 @@ class Trainer:
             return figures, self.recorder.shares()
 
     def _until_asked(self, groups: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
-        """The steps' batches; a signal that ended the loader processes too is an interrupt, and not their failure."""
-        try:
+        """The steps' batches, until the loader is ended from outside."""
+        with self._giving_way():
             yield from groups
+
+    @contextmanager
+    def _giving_way(self) -> Iterator[None]:
+        """Around what reads a loader: a signal that ended its processes too is an interrupt, and not their failure."""
+        try:
+            yield
         except RuntimeError:
             if not self._interrupt.is_asked:
                 raise
@@ -210,15 +220,17 @@ class Trainer:
         """One step of the optimiser; a micro-batch weighs as much as it has images."""
         seed_generators(self.settings.seed, Draw.STEP, self.updates, process_index())
         set_noise_(self.model, self.updates / (self.schedule.epochs * self.schedule.steps))
+        losses = []
         for i, ((images, labels), share) in enumerate(
             zip(micro_batches, image_shares(micro_batches), strict=True), start=1
         ):
             with self.engine.accumulation(is_last=i == len(micro_batches)):
                 terms = self._forward(images, labels)
                 self.engine.backward(terms.total * share)
-        norm = self.engine.clip()
-        if not _is_finite(terms.total, norm):
-            raise TrainError(self._not_finite(terms.total, norm, micro_batches))
+            losses.append(terms.total.detach() * share)
+        loss, norm = torch.stack(losses).sum(), self.engine.clip()
+        if not _is_finite(loss, norm):
+            raise TrainError(self._not_finite(loss, norm, micro_batches))
         self.engine.step()
         self.step, self.updates = self.step + 1, self.updates + 1
         self.schedule.finish_update(self.updates)
@@ -319,7 +331,8 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         average_norms_(self.kept_model)
-        return evaluate_model(self.kept_model, self.loaders.val, self.device)
+        with self._giving_way():
+            return evaluate_model(self.kept_model, self.loaders.val, self.device)
 
     def _save(self, *, is_best: bool) -> None:
         if self.save is not None:
@@ -340,7 +353,7 @@ def _groups(batches: Iterable[MicroBatch], size: int) -> Iterator[list[MicroBatc
 
 def _is_finite(loss: Tensor, norm: Tensor | None) -> bool:
     """Whether every process can go on; waits for the device, so that no bad step is made."""
-    bad = ~loss.detach().isfinite() if norm is None else ~(loss.detach().isfinite() & norm.isfinite())
+    bad = ~loss.isfinite() if norm is None else ~(loss.isfinite() & norm.isfinite())
     return not bool(sum_over_processes_(bad.float()))
 
 

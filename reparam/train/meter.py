@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam.processes import process_count, sum_over_processes_
 from reparam.train.objective import Terms
-from reparam.train.processes import process_count, sum_over_processes_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from reparam.atomic import write_text
+from reparam.atomic import write_text, writing
 from reparam.errors import CheckpointError
 from reparam.train.progress import EpochReport, Silent, StageReport, StepReport
 
@@ -115,7 +115,7 @@ class MetricsLog(Silent):
 
     def _append(self, kind: str, stage: str, figures: Mapping[str, Any]) -> None:
         # Opened anew each time: a save may replace the run's folder, and with it the file behind an open handle.
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_text({"kind": kind, "stage": stage, **figures}))
 
     def _keep(self, wanted: Callable[[Line], bool]) -> None:

@@ -7,8 +7,8 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from reparam.errors import DataError, ModelError, OptionError
+from reparam.processes import process_count
 from reparam.recipe.settings import TrainSettings
-from reparam.train.processes import process_count
 
 
 def apply_regime_(model: nn.Module, settings: TrainSettings) -> None:

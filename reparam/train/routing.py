@@ -4,41 +4,33 @@ A forward hook on every router collects both. Nothing is read on the host until 
 not make an accelerator wait.
 """
 
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from reparam.ops.routing import MULTIPLY, SHIFT, Router, Routing, expert_use, load_balance_loss
-from reparam.train.processes import sum_over_processes_
+from reparam.processes import sum_over_processes_
+from reparam.train.hooks import Hooked
 
 
-class RoutingRecorder:
+class RoutingRecorder(Hooked):
     """Context manager that records every `Router` of a model; its hooks are gone on exit.
 
     The balance loss is collected only while the router trains and gradients are on; shares are collected always.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self._routers = {name: module for name, module in model.named_modules() if isinstance(module, Router)}
-        self._handles: list[RemovableHandle] = []
         self._uses: dict[str, list[Tensor]] = {}
         self._multiplied: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
 
-    def __enter__(self) -> "RoutingRecorder":
+    def _set_hooks(self) -> Iterator[RemovableHandle]:
         for name, router in self._routers.items():
-            self._handles.append(router.register_forward_hook(self._hook(name)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+            yield router.register_forward_hook(self._hook(name))
 
     def __len__(self) -> int:
         """How many routers there are."""

@@ -83,6 +83,7 @@ class Trackers(Silent):
             "epoch/train_loss": epoch.train_loss,
             "epoch/task_loss": epoch.task_loss,
             "epoch/distill_loss": epoch.distill_loss,
+            "epoch/feature_loss": epoch.feature_loss,
             "epoch/balance_loss": epoch.balance_loss,
             "epoch/train_top1": epoch.train_top1,
             "eval/loss": epoch.evaluation.loss,

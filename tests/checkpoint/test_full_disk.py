@@ -10,8 +10,13 @@ import torch
 from torch import nn
 
 from reparam.checkpoint.load import load
+from reparam.checkpoint.recovery import newest_state, write_state
 from reparam.checkpoint.save import save
 from reparam.errors import CheckpointError
+from reparam.train.evaluate import Evaluation
+from reparam.train.metrics import MetricsLog
+from reparam.train.progress import StageReport
+from reparam.train.state import History, TrainState
 
 
 @contextmanager
@@ -67,3 +72,28 @@ def test_once_there_is_room_again_the_same_save_works(pico, convert, tmp_path):
     save_without_room(model, tmp_path / "run", size=100)
     save(model, tmp_path / "run")
     assert torch.equal(load(tmp_path / "run").get_parameter("head.weight"), model.get_parameter("head.weight"))
+
+
+def test_a_state_that_finds_no_room_is_named_and_the_older_one_is_still_the_newest(tmp_path):
+    evaluation = Evaluation(top1=1, top5=1, loss=1, images=1, top1_interval=(0, 1), images_per_second=1, device="cpu")
+    history = History(before=evaluation, best=evaluation)
+    parts = {"model": {"weight": torch.zeros(10_000)}}
+    states = [
+        TrainState(stage="a", epoch=1, step=n, updates=n, history=history, parts=parts, figures={}) for n in (1, 2)
+    ]
+    write_state(tmp_path, states[0], keep=1)
+    with room_for(10_000), pytest.raises(CheckpointError, match=r"a-updates-000000002.*: cannot be written: File too"):
+        write_state(tmp_path, states[1], keep=1)
+    newest = newest_state(tmp_path, "a", passed_over=lambda path: pytest.fail(str(path)))
+    assert newest is not None
+    assert newest.updates == 1
+
+
+def test_a_metrics_log_that_finds_no_room_is_named(tmp_path):
+    report = StageReport(
+        name="a", index=0, stages=1, epochs=1, steps_per_epoch=1,
+        before=Evaluation(top1=1, top5=1, loss=1, images=1, top1_interval=(0, 1), images_per_second=1, device="cpu"),
+    )  # fmt: skip
+    log = MetricsLog(tmp_path / "metrics.jsonl", stages=["a"])
+    with room_for(10), pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written: File too large"):
+        log.stage_started(report)

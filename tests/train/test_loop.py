@@ -17,6 +17,7 @@ from reparam.train.data import Loaders, image_format, make_loaders
 from reparam.train.evaluate import evaluate_model
 from reparam.train.loop import Trainer
 from reparam.train.progress import EpochReport, Silent, StepReport
+from tests.train.pico import pico_vit
 
 CPU = torch.device("cpu")
 PLAIN = TrainSettings(epochs=2, batch_size=6, workers=0, lr=3e-3, no_aug=True, distill_loss_weight=0.0)
@@ -201,9 +202,81 @@ def test_a_loss_that_is_not_finite_names_its_stage_epoch_and_step(data: DataSett
         stage="shift",
         save=lambda model, *, is_best: saved.append(is_best),
     )
-    with pytest.raises(TrainError, match=r'stage "shift", epoch 1, step 3: the loss is (nan|inf)'):
+    with pytest.raises(TrainError, match=r'stage "shift", epoch 1, step 3: the loss is (nan|inf)') as caught:
         run.fit()
+    assert "the images: image 0 of the batch is the first that holds infinity" in str(caught.value)
     assert saved == [True]  # the start; nothing of the broken epoch
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_bad_micro_batch_ends_the_run_before_it_reaches_the_weights(clip: float | None, bad: int) -> None:
+    images, labels = linear_problem(8)
+    batches = [(images.clone(), labels) for _ in range(2)]
+    batches[bad][0][0, 0] = float("nan")
+    settings = replace(PLAIN, grad_accum_steps=2, clip_grad=clip)
+    model = nn.Linear(6, 4)
+    before = copy.deepcopy(model.state_dict())
+    loaders = Loaders(train=batches, val=[(images, labels)])
+    with pytest.raises(TrainError, match="step 1: the loss is nan"):
+        Trainer(model, loaders, settings=settings, num_classes=4, device=CPU).fit()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Spoilt(nn.Module):
+    """Divides by zero in a layer that has a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(6, 6), nn.LogSoftmax(dim=0), nn.Linear(6, 4)
+        self.norm.forward = lambda x: x / 0  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stem(x)))
+
+
+def test_the_layer_that_is_first_not_finite_is_named() -> None:
+    images, labels = linear_problem(8)
+    loaders = Loaders(train=[(images, labels)], val=[(images, labels)])
+    with pytest.raises(TrainError, match=r"the loss is nan, so training cannot go on; norm: its output holds"):
+        Trainer(Spoilt(), loaders, settings=PLAIN, num_classes=4, device=CPU).fit()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("make", [pico_vit, Routed])
+def test_a_compiled_model_trains_like_one_that_is_not(
+    data: DataSettings, make: Callable[[], nn.Module], backend: str
+) -> None:
+    settings = replace(PLAIN, epochs=1, balance_loss_weight=0.1)
+    plain, compiled = make(), make()
+    one, other = (
+        trainer(model, data, replace(settings, torchcompile=way)).fit()
+        for model, way in ((plain, None), (compiled, backend))
+    )
+    assert other.epochs[0].train_loss == pytest.approx(one.epochs[0].train_loss, rel=1e-4)
+    balances = [fit.epochs[0].balance_loss or 0.0 for fit in (one, other)]
+    assert balances[1] == pytest.approx(balances[0], rel=1e-4)
+    assert bool(balances[0]) is (make is Routed)
+    assert other.epochs[0].mult_share.keys() == one.epochs[0].mult_share.keys()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_start_of_a_mixture_is_not_kept_though_it_is_better(data: DataSettings) -> None:
+    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
+    model = Routed()
+    right = model(images).argmax(dim=1)
+    loaders = Loaders(train=[(images, labels)], val=[(images, right)])
+    settings = replace(PLAIN, opt="momentum", lr=1.0, epochs=2)
+    saved: list[bool] = []
+    run = Trainer(
+        model, loaders, settings=settings, num_classes=3, device=CPU, save=lambda _, *, is_best: saved.append(is_best)
+    )
+    fit = run.fit()
+    assert fit.before.top1 == 100 > fit.epochs[0].evaluation.top1
+    assert fit.best_epoch == 1
+    assert fit.best == fit.epochs[0].evaluation
+    assert saved[:2] == [True, True]
 
 
 def test_an_interrupt_leaves_the_saves_of_the_epochs_before(data: DataSettings) -> None:

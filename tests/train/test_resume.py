@@ -1,6 +1,8 @@
 """A run that is killed anywhere and resumed ends with the bits of the run that was never stopped."""
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from reparam.checkpoint import recovery
 from reparam.checkpoint.recovery import newest_state, write_state
 from reparam.errors import TrainError
 from reparam.ops.routing import Router
@@ -197,19 +198,20 @@ def test_torn_states_are_passed_over_for_the_newest_intact_one(
 def test_killed_while_a_state_is_written_it_goes_on_from_the_one_before(
     images: Path, straight: tuple[dict[str, Tensor], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, count = torch.save, 0
+    write, count = Path.write_bytes, 0
 
-    def torn(state: Any, file: Path) -> None:
+    def torn(file: Path, bits: Any) -> int:
         nonlocal count
         count += 1
-        save(state, file)
-        if count == 5:
-            file.write_bytes(file.read_bytes()[:1000])
-            raise Killed
+        if count < 5:
+            return write(file, bits)
+        write(file, bits[:1000])
+        raise Killed
 
-    monkeypatch.setattr(recovery.torch, "save", torn)
-    with pytest.raises(Killed):
-        trainer(settings_data(images), RESTLESS, tmp_path).fit()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", torn)
+        with pytest.raises(Killed):
+            trainer(settings_data(images), RESTLESS, tmp_path).fit()
     again = resumed(settings_data(images), RESTLESS, tmp_path)
     assert again.updates == 3
     again.fit()
@@ -246,3 +248,79 @@ def test_a_state_of_another_model_is_refused(
     other = Trainer(make_vit(), loaders, settings=RESTLESS, num_classes=3, device=CPU, stage="pico")
     with pytest.raises(TrainError, match='the saved state of stage "pico" does not fit'):
         other.resume(state)
+
+
+def signalled(made: Trainer, *, step: int | None = None, evaluation: bool = False) -> None:
+    """Sends SIGINT in the forward of a training step, or in the evaluation after the first epoch, and trains."""
+    forwards = 0
+
+    def send(module: nn.Module, _: object) -> None:
+        nonlocal forwards
+        forwards += module.training
+        if forwards == (6 if evaluation else 2 * step) and module.training is not evaluation:
+            handle.remove()
+            other.remove()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handle = made.model.register_forward_pre_hook(send)
+    other = made.kept_model.register_forward_pre_hook(send)
+    with pytest.raises(KeyboardInterrupt):
+        made.fit()
+
+
+def test_an_interrupt_lets_the_step_end_and_keeps_the_state_there(
+    images: Path, straight: tuple[dict[str, Tensor], list[Any]], tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    made = trainer(settings_data(images), replace(RESTLESS, recovery_interval=0), tmp_path)
+    signalled(made, step=5)
+    assert signal.getsignal(signal.SIGINT) is before
+    again = resumed(settings_data(images), RESTLESS, tmp_path)
+    assert (again.updates, again.epoch, again.step) == (5, 2, 2)
+    again.fit()
+    assert_equal(bits(again), straight[0])
+
+
+def test_an_interrupt_during_an_evaluation_ends_the_run_after_it(
+    images: Path, straight: tuple[dict[str, Tensor], list[Any]], tmp_path: Path
+) -> None:
+    made = trainer(settings_data(images), replace(RESTLESS, epochs=1, warmup_epochs=0, recovery_interval=0), tmp_path)
+    signalled(made, evaluation=True)
+    state = newest_state(tmp_path, "pico", passed_over=lambda path: None)
+    assert state is not None
+    assert (state.updates, state.epoch, len(state.history.epochs)) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_loader_processes_that_a_signal_ends_too_are_an_interrupt_and_not_a_failure(
+    images: Path, straight: tuple[dict[str, Tensor], list[Any]], tmp_path: Path, split: str
+) -> None:
+    made = trainer(settings_data(images), RESTLESS, tmp_path)
+
+    class Ended:
+        """Batches up to the fifth, then what torch says of a loader process that was ended."""
+
+        def __init__(self, batches: Any) -> None:
+            self.batches, self.count = batches, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.batches, name)
+
+        def __len__(self) -> int:
+            return len(self.batches)
+
+        def __iter__(self) -> Any:
+            for batch in self.batches:
+                self.count += 1
+                if self.count == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+                yield batch
+
+    object.__setattr__(made.loaders, split, Ended(getattr(made.loaders, split)))
+    with pytest.raises(KeyboardInterrupt):
+        made.fit()
+    again = resumed(settings_data(images), RESTLESS, tmp_path)
+    assert again.updates == (2 if split == "train" else 3)
+    again.fit()
+    assert_equal(bits(again), straight[0])

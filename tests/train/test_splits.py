@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from reparam.errors import DataError
 from reparam.recipe.data_settings import DataSettings
+from reparam.recipe.settings import TrainSettings
+from reparam.train.data import image_format, make_loaders
+from reparam.train.epochs import EpochLoader
 from reparam.train.splits import Samples, check_classes, open_split
 
 
@@ -123,3 +127,46 @@ def test_a_column_that_is_not_there_is_told_with_the_flags_that_name_columns() -
 
     with pytest.raises(DataError, match="hfds/x: there is no column 'img'; name the columns with --input-key"):
         Samples(Table(), mode="RGB", where="hfds/x")[0]
+
+
+def spoilt_folder(root: Path, make_folder: Callable[..., Path], *names: str) -> DataSettings:
+    """An image folder with files that are no images."""
+    folder = make_folder(root)
+    for name in names:
+        (folder / "train" / name).write_bytes(b"no image")
+    return DataSettings(data_dir=str(folder), mean=(0.5,), std=(0.5,), train_interpolation="bilinear", crop_pct=1.0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_as_many_bad_images_as_allowed_are_left_out_and_named(
+    tmp_path: Path, make_folder: Callable[..., Path], workers: int
+) -> None:
+    data = spoilt_folder(tmp_path, make_folder, "dark/003.png", "grey/000.png")
+    settings = TrainSettings(batch_size=6, workers=workers, no_aug=True, max_bad_images=2)
+    image = image_format(data, input_size=(1, 8, 8))
+    loaders = make_loaders(data, settings, image=image, num_classes=3, device=torch.device("cpu"))
+    labels = torch.cat([labels for _, labels in loaders.train])
+    # The next image stands in: one more of the fourth dark one, and one of the second grey one.
+    assert torch.bincount(labels).tolist() == [12, 12, 12]
+    assert isinstance(loaders.train, EpochLoader)
+    names = loaders.train.unreadable()
+    assert [Path(name).parts[-2:] for name in names] == [("dark", "003.png"), ("grey", "000.png")]
+
+
+def test_one_bad_image_more_than_allowed_ends_the_run(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    data = spoilt_folder(tmp_path, make_folder, "dark/003.png", "grey/000.png")
+    settings = TrainSettings(batch_size=6, workers=0, no_aug=True, max_bad_images=1)
+    image = image_format(data, input_size=(1, 8, 8))
+    loaders = make_loaders(data, settings, image=image, num_classes=3, device=torch.device("cpu"))
+    with pytest.raises(DataError, match=r"\.png: cannot be read as an image .* and 1 others cannot either"):
+        list(loaders.train)
+
+
+def test_a_bad_image_is_never_left_out_of_an_evaluation(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    data = spoilt_folder(tmp_path, make_folder)
+    (tmp_path / "validation/dark/000.png").write_bytes(b"no image")
+    settings = TrainSettings(batch_size=6, workers=0, no_aug=True, max_bad_images=5)
+    image = image_format(data, input_size=(1, 8, 8))
+    loaders = make_loaders(data, settings, image=image, num_classes=3, device=torch.device("cpu"))
+    with pytest.raises(DataError, match=r"validation/dark/000\.png: cannot be read"):
+        list(loaders.val)
