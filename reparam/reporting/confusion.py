@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reparam.atomic import atomic_file, check_file, write_text
+from reparam.atomic import check_file, write_text
 from reparam.errors import OptionError
+from reparam.reporting.figure import can_draw, own_style, write_figure
 from reparam.train.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def check_confusion_file(target: str | Path) -> None:
     suffix = Path(target).suffix.lower()
     if suffix not in (*_PICTURES, ".csv"):
         raise OptionError(f"{target}: the confusion matrix can be written as .png, .svg or .csv; name such a file")
-    if suffix in _PICTURES:
-        _matplotlib()
+    if suffix in _PICTURES and not can_draw():
+        raise OptionError('pictures are drawn with matplotlib, which is not installed: pip install "reparam[plots]"')
     check_file(target)
 
 
@@ -44,15 +45,8 @@ def write_confusion(target: str | Path, evaluation: Evaluation) -> None:
     if Path(target).suffix.lower() == ".csv":
         write_text(target, _csv(evaluation))
         return
-    matplotlib = _matplotlib()
-    kind = Path(target).suffix.lower().removeprefix(".")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the same picture whatever the user's own style
-        # Text stays text, and two pictures of one matrix are one file.
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "reparam"})
-        figure = _draw(evaluation)
-        with atomic_file(target) as draft:
-            figure.savefig(draft, format=kind, dpi=_dpi(evaluation), metadata={"Date": None} if kind == "svg" else None)
+    with own_style():
+        write_figure(_draw(evaluation), Path(target), dpi=_dpi(evaluation))
 
 
 def _csv(evaluation: Evaluation) -> str:
@@ -111,13 +105,3 @@ def _side(classes: int) -> float:
 def _dpi(evaluation: Evaluation) -> float:
     """At least one dot for every class."""
     return max(_DPI, 1.1 * len(evaluation.per_class) / _SIDE[1])
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib  # the optional "plots" extra
-    except ImportError as error:
-        raise OptionError(
-            'pictures are drawn with matplotlib, which is not installed: pip install "reparam[plots]"'
-        ) from error
-    return matplotlib

@@ -15,8 +15,10 @@ from reparam.reporting.figure import (
     INK,
     ORANGE,
     PURPLE,
+    SKY,
     VERMILION,
     new_figure,
+    own_style,
     plain_axes,
     save_figure,
 )
@@ -41,9 +43,10 @@ def draw_curves(run: Path) -> tuple[Path, ...]:
     history = read_history(run / METRICS_NAME)
     if not history:
         return ()
-    files = save_figure(curves_figure(history), run / "curves")
-    routing = routing_figure(history)
-    return files if routing is None else (*files, *save_figure(routing, run / "routing"))
+    with own_style():
+        files = save_figure(curves_figure(history), run / "curves")
+        routing = routing_figure(history)
+        return files if routing is None else (*files, *save_figure(routing, run / "routing"))
 
 
 def curves_figure(history: History) -> "Figure":
@@ -99,6 +102,7 @@ def _draw_loss(axes: "Axes", stage: StageHistory, start: float) -> None:
         "train": (BLUE, [epoch.train_loss for epoch in stage.epochs]),
         "task": (ORANGE, [epoch.task_loss for epoch in stage.epochs]),
         "distillation": (GREEN, [epoch.distill_loss for epoch in stage.epochs]),
+        "features": (SKY, [epoch.feature_loss for epoch in stage.epochs]),
         "balance": (PURPLE, [epoch.balance_loss for epoch in stage.epochs]),
     }
     for name, (colour, values) in terms.items():

@@ -4,6 +4,8 @@ matplotlib is an extra (`plots`) and is imported only where something is drawn; 
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Okabe and Ito's palette (jfly.uni-koeln.de/color, 2002).
-BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
+VERMILION, PURPLE = "#D55E00", "#CC79A7"
 INK, GREY, PALE = "#222222", "#777777", "#DDDDDD"
 #: Why there is no picture, and what to do.
 NO_MATPLOTLIB = "matplotlib is not installed, so no curves are drawn; pip install 'reparam[plots]'"
@@ -43,20 +46,33 @@ def plain_axes(axes: "Axes", *, xlabel: str = "", ylabel: str = "") -> None:
     axes.set_axisbelow(True)
 
 
-def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
-    """Writes `stem`.png and `stem`.svg and returns their paths; the same figure gives the same bytes.
-
-    Raises:
-        CheckpointError: a file cannot be written.
-    """
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Around drawing and writing: the same picture whatever the user's own style, text that stays text in an SVG."""
     import matplotlib
 
-    png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    with matplotlib.rc_context({"svg.hashsalt": "reparam", "svg.fonttype": "none"}):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is found; each save would search anew, half of its time
-        with atomic_file(png) as draft:
-            figure.savefig(draft, format="png", dpi=120)
-        with atomic_file(svg) as draft:
-            figure.savefig(draft, format="svg", metadata={"Date": None})
-    return png, svg
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "reparam"})
+        yield
+
+
+def write_figure(figure: "Figure", target: Path, *, dpi: float = 120) -> None:
+    """Writes a .png or .svg, in `own_style`; the same figure gives the same bytes.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    kind = target.suffix.lower().removeprefix(".")
+    with atomic_file(target) as draft:
+        figure.savefig(draft, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+
+
+def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
+    """Writes `stem`.png and `stem`.svg, as `write_figure`, and returns their paths."""
+    files = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found; each save would search anew, half of its time
+    for file in files:
+        write_figure(figure, file)
+    return files

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reparam.reporting.figure import BLUE, GREEN, VERMILION, new_figure, plain_axes, save_figure
+from reparam.reporting.figure import BLUE, GREEN, VERMILION, new_figure, own_style, plain_axes, save_figure
 from reparam.train.rate_test import RateTest
 
 if TYPE_CHECKING:
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def draw_rate_test(test: RateTest, stem: Path) -> tuple[Path, Path]:
     """Writes `stem`.png and `stem`.svg and returns their paths; raises CheckpointError when they cannot be written."""
-    return save_figure(rate_figure(test), stem)
+    with own_style():
+        return save_figure(rate_figure(test), stem)
 
 
 def rate_figure(test: RateTest) -> "Figure":

@@ -39,6 +39,7 @@ def test_the_loss_terms_are_those_on_record(history: tuple[StageHistory, ...]) -
     assert lines["train@attention"] == [(1, 2.0), (2, 1.0)]
     assert lines["task@attention"] == [(1, 1.5), (2, 0.75)]
     assert lines["distillation@attention"] == [(1, 0.5), (2, 0.25)]
+    assert lines["features@attention"] == [(1, 0.75), (2, 0.375)]
     assert lines["evaluation@attention"] == [(0, 2.0), (1, 1.0), (2, 0.5)]
     assert lines["train, each log step@attention"] == [(u / 4, 3.0 / u) for u in (2, 4, 6, 8)]
     assert not [name for name in lines if name.startswith("balance")]
@@ -76,7 +77,7 @@ def test_stages_are_named_and_the_legend_names_a_line_once(history: tuple[StageH
     loss = curves_figure(history).axes[0]
     assert [text.get_text() for text in loss.texts] == ["attention", "experts"]
     named = [text.get_text().strip() for text in loss.get_legend().get_texts()]
-    assert named == ["train, each log step", "train", "task", "distillation", "evaluation"]
+    assert named == ["train, each log step", "train", "task", "distillation", "features", "evaluation"]
 
 
 def test_each_router_has_a_line_beside_its_target(history: tuple[StageHistory, ...]) -> None:

@@ -33,6 +33,7 @@ def epoch_report(epoch: int, stage: str = "attention", **changes: Any) -> EpochR
         "train_loss": 2.0 / epoch,
         "task_loss": 1.5 / epoch,
         "distill_loss": 0.5 / epoch,
+        "feature_loss": 0.75 / epoch,
         "balance_loss": None,
         "train_top1": 60.0 + epoch,
         "images_per_second": 790.0,

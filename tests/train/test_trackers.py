@@ -39,6 +39,7 @@ def test_tensorboard_reads_back_what_was_told(tmp_path: Path) -> None:
     assert read["train/lr"] == [(u, pytest.approx(1e-4 / u)) for u in (2, 4, 6, 8)]
     assert read["eval/top1"] == [(4, 71.0), (8, 72.0)]
     assert read["epoch/distill_loss"] == [(4, 0.5), (8, 0.25)]
+    assert read["epoch/feature_loss"] == [(4, 0.75), (8, 0.375)]
     assert not [tag for tag in read if "balance" in tag or "mult_share" in tag]
 
 
