@@ -19,8 +19,8 @@ def process_count() -> int:
 
 
 def process_index() -> int:
-    """Which of them this is, from 0."""
-    return dist.get_rank() if _is_initialised() else 0
+    """Which of them this is, from 0; the launcher tells it before they have found each other."""
+    return dist.get_rank() if _is_initialised() else int(os.environ["RANK"]) if is_launched() else 0
 
 
 def is_main() -> bool:

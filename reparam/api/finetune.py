@@ -120,19 +120,21 @@ def finetune(
 
 def _begin(run: Run, request: dict[str, Any], *, resume: Literal["auto"] | None, progress: Progress) -> Finetuning:
     """What was finished of the same request, where that is to be gone on with, else nothing."""
-    before = read_finetuning(run.folder)
-    if resume and before is not None:
-        check_request(before.request, request, run=run.folder)
-        if before.stages:
-            progress.message(f"already trained: {', '.join(stage.name for stage in before.stages)}")
-        return before
-    if before is not None:
-        progress.message(f"{run.folder} was trained before; stages that are trained again begin anew and are replaced")
     with main_first() as first:
-        if first:
-            forget_states(run.folder / RECOVERY)
-            Finetuning(request=request).write(run.folder)
-    return Finetuning(request=request)
+        before = read_finetuning(run.folder)
+        if before is not None and (resume or not first):
+            check_request(before.request, request, run=run.folder)
+            if before.stages:
+                progress.message(f"already trained: {', '.join(stage.name for stage in before.stages)}")
+            return before
+        if before is not None:
+            progress.message(
+                f"{run.folder} was trained before; stages that are trained again begin anew and are replaced"
+            )
+        forget_states(run.folder / RECOVERY)
+        made = Finetuning(request=request)
+        made.write(run.folder)
+        return made
 
 
 def _train(

@@ -57,7 +57,7 @@ def prepare(
     if is_checkpoint(source):
         refuse_shape(source, shape)
         folder = Path(source) if out is None else Path(out)
-        with main_first() as first:
+        with main_first() as first:  # all come here, whatever a late one finds in the folder
             if first and not (resume and is_checkpoint(folder)):
                 copy_run(Path(source), folder)
     else:
@@ -85,11 +85,10 @@ def _convert(
         )
     name = load_recipe(recipe, overrides=options["overrides"]).name
     folder = Path("runs") / as_file_name(f"{model}-{name}") if out is None else Path(out)
-    if resume and is_checkpoint(folder):
-        _check_same_model(folder, model, shape)
-        return folder
     with main_first() as first:
-        if first:
+        if resume and is_checkpoint(folder):
+            _check_same_model(folder, model, shape)
+        elif first:
             convert(model, recipe, out=folder, **shape, **options)
     return folder
 

@@ -1,5 +1,7 @@
 """`reparam.finetune(resume="auto")` and the gate between stages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,25 @@ def test_a_drop_equal_to_the_gate_passes(data: DataSettings, tmp_path: Path) -> 
     result = train(tmp_path / "run", data, settings={"epochs": 1, "stop_if_top1_drop_above": 20.0})
     assert result.stopped is None
     assert result.kept == "experts"
+
+
+@pytest.mark.parametrize("source", ["model", "run"])
+def test_processes_meet_as_often_whatever_a_late_one_finds_in_the_folder(
+    data: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    meetings: list[int] = []
+
+    @contextmanager
+    def main_first() -> Iterator[bool]:
+        meetings[-1] += 1
+        yield True
+
+    for module in ("prepare", "finetune"):
+        monkeypatch.setattr(f"reparam.api.{module}.main_first", main_first)
+    meetings.append(0)
+    train(tmp_path / "first", data, settings={"epochs": 0})
+    given = {"source": tmp_path / "first", "recipe": None} if source == "run" else {}
+    for _ in range(2):
+        meetings.append(0)
+        train(tmp_path / "run", data, settings={"epochs": 0}, resume="auto", **given)
+    assert meetings[1] == meetings[2] == 2

@@ -138,3 +138,11 @@ def test_what_the_library_logs_is_a_note_on_stderr(run_cli: RunCli, monkeypatch:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+@pytest.mark.parametrize(("process", "printed"), [("0", f"reparam {reparam.__version__}\n"), ("1", "")])
+def test_of_the_processes_that_a_launcher_starts_only_the_first_prints(process: str, printed: str) -> None:
+    environment = {**os.environ, "RANK": process, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "reparam_cli", "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
