@@ -12,9 +12,9 @@ SCHEMA := recipes/recipe.schema.json
 demo: $(INSTALLED)
 	$(BIN)/reparam demo
 
-# One thread: on models this small a second one only waits for the first.
+# A process for each core, with one thread: on models this small a second one only waits for the first.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadscope
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
