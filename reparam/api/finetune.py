@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from reparam.api.resume import (
 from reparam.api.run import Base, Run
 from reparam.api.stage import find_state, train_stage
 from reparam.checkpoint.recovery import forget_states
-from reparam.processes import is_main, main_first, wait_for_all
+from reparam.processes import is_main, wait_for_all
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Frozen, Recipe
 from reparam.recipe.settings import TrainSettings
@@ -114,27 +115,22 @@ def finetune(
     finetuning = _begin(run, request_of(run.plan.recipe, data, names), resume=resume, progress=told)
     if finetuning.dense is None and is_main():
         write_args(run.folder / "args.yaml", _args(run, data, resolved, source=str(source)))
-    finetuning = _train(run, data, resolved, finetuning, progress=told)
+    finetuning = _train(run, data, resolved, finetuning, resume=resume, progress=told)
     return _finish(run, resolved, finetuning, progress=told)
 
 
 def _begin(run: Run, request: dict[str, Any], *, resume: Literal["auto"] | None, progress: Progress) -> Finetuning:
-    """What was finished of the same request, where that is to be gone on with, else nothing."""
-    with main_first() as first:
-        before = read_finetuning(run.folder)
-        if before is not None and (resume or not first):
-            check_request(before.request, request, run=run.folder)
-            if before.stages:
-                progress.message(f"already trained: {', '.join(stage.name for stage in before.stages)}")
-            return before
-        if before is not None:
-            progress.message(
-                f"{run.folder} was trained before; stages that are trained again begin anew and are replaced"
-            )
-        forget_states(run.folder / RECOVERY)
-        made = Finetuning(request=request)
-        made.write(run.folder)
-        return made
+    """What was finished of the same request, where that is to be gone on with, else nothing; changes no file."""
+    before = read_finetuning(run.folder)
+    if before is None:
+        return Finetuning(request=request)
+    if resume is None:
+        progress.message(f"{run.folder} was trained before; stages that are trained again begin anew and are replaced")
+        return Finetuning(request=request)
+    check_request(before.request, request, run=run.folder)
+    if before.stages:
+        progress.message(f"already trained: {', '.join(stage.name for stage in before.stages)}")
+    return before
 
 
 def _train(
@@ -143,11 +139,12 @@ def _train(
     resolved: Mapping[int, TrainSettings],
     finetuning: Finetuning,
     *,
+    resume: Literal["auto"] | None,
     progress: Progress,
 ) -> Finetuning:
     """Trains the stages that are left, and returns what is finished then."""
     left = list(resolved)[len(finetuning.stages) :]
-    state = find_state(run, left[0], progress) if left else None
+    state = find_state(run, left[0], progress) if resume and left else None
     resumed = None
     if state is not None:
         resumed = Resumed(stage=state.stage, updates=state.updates, epochs=len(state.history.epochs))
@@ -161,9 +158,19 @@ def _train(
             if dense is None:
                 progress.message("evaluating the dense original")
                 dense = evaluate_model(run.dense, loaders.val, run.device)
-            result = train_stage(run, i, settings, loaders=loaders, dense=dense, state=state, progress=told)
+            finetuning = finetuning.model_copy(update={"dense": dense})
+            result = train_stage(
+                run,
+                i,
+                settings,
+                loaders=loaders,
+                dense=dense,
+                state=state,
+                started=partial(_note_start, run, finetuning),
+                progress=told,
+            )
             state = None
-            finetuning = finetuning.model_copy(update={"dense": dense, "stages": (*finetuning.stages, result)})
+            finetuning = finetuning.model_copy(update={"stages": (*finetuning.stages, result)})
             finetuning.write(run.folder)
             if is_main():
                 forget_states(run.folder / RECOVERY)
@@ -171,6 +178,13 @@ def _train(
             if _is_below_gate(result, settings, dense):
                 break
     return finetuning
+
+
+def _note_start(run: Run, finetuning: Finetuning) -> None:
+    """Puts the request on record, and away what an earlier training left to be resumed."""
+    if is_main():
+        forget_states(run.folder / RECOVERY)
+        finetuning.write(run.folder)
 
 
 def _is_below_gate(result: StageResult, settings: TrainSettings, dense: Evaluation) -> bool:

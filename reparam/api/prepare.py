@@ -16,11 +16,13 @@ from reparam.errors import CheckpointError, RecipeError
 from reparam.processes import main_first
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.load import load_recipe
-from reparam.recipe.resolve import resolve_settings
+from reparam.recipe.resolve import resolve_settings, tracker_names
 from reparam.recipe.schema import Recipe
 from reparam.recipe.settings import TrainSettings
-from reparam.train.engine import pick_device
+from reparam.train.engine import check_backend, pick_device
+from reparam.train.resident import check_augmentation
 from reparam.train.splits import check_folders
+from reparam.train.trackers import check_trackers
 
 
 class Prepared(NamedTuple):
@@ -65,7 +67,19 @@ def prepare(
         folder = _convert(str(source), recipe, out, shape, options, resume=resume)
     run = open_run(folder, data, recipe=recipe, overrides=overrides, device=where, base=base)
     stages = chosen_stages(run.plan, stage)
-    return Prepared(run, {i: resolve_settings(run.plan.recipe.stages[i].finetune, given) for i in stages})
+    resolved = {i: resolve_settings(run.plan.recipe.stages[i].finetune, given) for i in stages}
+    for chosen in resolved.values():
+        _check(chosen)
+    return Prepared(run, resolved)
+
+
+def _check(settings: TrainSettings) -> None:
+    """Raises OptionError for what this machine or this way of training cannot do, before anything is replaced."""
+    check_trackers(tracker_names(settings.log_with))
+    if settings.in_memory:
+        check_augmentation(settings)
+    if settings.torchcompile is not None:
+        check_backend(settings.torchcompile)
 
 
 def _convert(

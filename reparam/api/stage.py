@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -32,9 +33,12 @@ def train_stage(
     loaders: Loaders,
     dense: Evaluation,
     state: TrainState | None,
+    started: Callable[[], None],
     progress: Progress,
 ) -> StageResult:
     """Trains stage `i` from its beginning or from `state`, and leaves its best model in the stage's folder.
+
+    `started` is called once nothing stands in the way of beginning anew.
 
     Raises:
         OptionError, TrainError, DataError, CheckpointError: as `finetune`.
@@ -72,7 +76,9 @@ def train_stage(
             target_share=target_shares(model),
         )
     )
-    if state is not None:
+    if state is None:
+        started()
+    else:
         trainer.resume(state)
         progress.message(f'resumed stage "{name}" at epoch {state.epoch}, after {state.updates} steps')
     history = trainer.fit(before=before)

@@ -116,10 +116,16 @@ def image_shares(micro_batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
     return [size / sum(sizes) for size in sizes]
 
 
-def _compiled(student: nn.Module, backend: str) -> nn.Module:
+def check_backend(name: str) -> None:
+    """Raises OptionError unless torch knows the compiler backend."""
     known = [*torch._dynamo.list_backends(), "eager", "aot_eager"]
-    if backend not in known:
-        raise OptionError(f'unknown compiler backend "{backend}".{did_you_mean(backend, known)}')
+    if name not in known:
+        hint = did_you_mean(name, known) or f" Known: {', '.join(sorted(known))}."
+        raise OptionError(f'torchcompile: unknown compiler backend "{name}".{hint}')
+
+
+def _compiled(student: nn.Module, backend: str) -> nn.Module:
+    check_backend(backend)
     compiled: nn.Module = torch.compile(student, backend=backend)  # type: ignore[assignment]  # it is a module again
     return compiled
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from reparam.api.finetune import FinetuneResult, finetune
 from reparam.checkpoint.record import read_record
-from reparam.errors import CheckpointError
+from reparam.errors import CheckpointError, OptionError
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.evaluate import Evaluation
 from reparam.train.progress import Silent, StepReport
@@ -207,12 +207,33 @@ def test_processes_meet_as_often_whatever_a_late_one_finds_in_the_folder(
         meetings[-1] += 1
         yield True
 
-    for module in ("prepare", "finetune"):
-        monkeypatch.setattr(f"reparam.api.{module}.main_first", main_first)
+    monkeypatch.setattr("reparam.api.prepare.main_first", main_first)
     meetings.append(0)
     train(tmp_path / "first", data, settings={"epochs": 0})
     given = {"source": tmp_path / "first", "recipe": None} if source == "run" else {}
     for _ in range(2):
         meetings.append(0)
         train(tmp_path / "run", data, settings={"epochs": 0}, resume="auto", **given)
-    assert meetings[1] == meetings[2] == 2
+    assert meetings[1] == meetings[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_with": "wandb"}, "log_with: wandb is not installed"),
+        ({"torchcompile": "induct"}, 'torchcompile: unknown compiler backend "induct"'),
+        ({"in_memory": True}, "in_memory crops and flips whole batches"),
+        ({"opt": "adamv"}, 'unknown optimiser "adamv"'),
+    ],
+    ids=["tracker", "compiler", "memory", "optimiser"],
+)
+def test_a_training_that_cannot_begin_leaves_what_was_to_be_resumed(
+    data: DataSettings, straight: FinetuneResult, tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        train(out, data, progress=Notes(last=8))
+    with pytest.raises(OptionError, match=message):
+        train(out, data, source=out, recipe=None, settings=settings)
+    train(out, data, resume="auto")
+    assert_same_run(out, straight.out)
