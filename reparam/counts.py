@@ -10,7 +10,8 @@ VERBS: tuple[Verb, ...] = get_args(Verb)
 class OpCount:
     """How often each operation runs, keyed by verb and operand type (such as "f32" or "i8").
 
-    One multiply-accumulate is one `mul` and one `add`; accumulations are never free.
+    One multiply-accumulate is one `mul` and one `add`; accumulations are never free. What is read and written are
+    words; those of weights have types of their own ("weight.i5"), because they may lie in another memory.
     """
 
     __slots__ = ("_counts",)
@@ -27,6 +28,11 @@ class OpCount:
     def multiply_accumulate(cls, n: int, *, dtype: str = "f32") -> "OpCount":
         """`n` multiplications and `n` additions."""
         return cls({("mul", dtype): n, ("add", dtype): n})
+
+    @classmethod
+    def moves(cls, *, read: int = 0, write: int = 0, dtype: str = "f32") -> "OpCount":
+        """Words brought from and to memory."""
+        return cls({("read", dtype): read, ("write", dtype): write})
 
     def total(self, verb: Verb) -> int:
         """Operations of one verb over all types."""

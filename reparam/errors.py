@@ -9,6 +9,7 @@ ReparamError
 ├── RewriteError       a rewrite whose result is not what the plan promised
 ├── CheckpointError    a folder that is not an intact reparam checkpoint
 ├── DataError          a data set that is missing or does not fit the model
+├── CostError          prices that cannot be found or read, or a cost that cannot be worked out
 └── TrainError         a training run that cannot go on
 """
 
@@ -47,6 +48,10 @@ class CheckpointError(ReparamError):
 
 class DataError(ReparamError):
     """A data set that is missing or does not fit the model."""
+
+
+class CostError(ReparamError):
+    """Prices that cannot be found or read, or a cost that cannot be worked out."""
 
 
 class TrainError(ReparamError):

@@ -1,6 +1,6 @@
-"""`reparam.profile`: parameters, operations, size on disc, and latency measured here."""
+"""`reparam.profile`: parameters, operations, modelled energy, size on disc, and latency measured here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +9,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from reparam.api.evaluate import EVALUATION_NAME
-from reparam.api.subject import count_totals, is_checkpoint, resolve_subject
+from reparam.api.subject import is_checkpoint, resolve_subject, total_of
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import WEIGHTS_NAME
+from reparam.cost.count import ModuleCount, count_modules
+from reparam.cost.energy import Energy, as_int8, price
+from reparam.cost.energy_table import MemoryLevels, energy_tables, load_table
 from reparam.cost.latency import Latency, measure_latency
 from reparam.errors import CheckpointError, ModelError
 from reparam.graph.provenance import provenance_of
@@ -27,9 +30,11 @@ from reparam.train.evaluate import Evaluation
 class Profile(Frozen):
     """What one image costs. Counts are exact where they are counted; `latency` was measured here or is None.
 
-    `operations` maps "mul.f32" and the like to counts per image. `experts` says where mixtures of experts sent their
-    tokens in those counts: "measured" shares, or the "balanced" load (modelled); None without mixtures. `uncounted`
-    tells how often torch functions ran that have no formula.
+    `operations` maps "mul.f32" and the like to counts per image, `modules` splits them in the order of the forward.
+    `experts` says where mixtures of experts sent their tokens in those counts: "measured" shares, or the "balanced"
+    load (modelled); None without mixtures. `uncounted` tells how often torch functions ran that have no formula.
+    `energies` are modelled from the counts, one for each table; `int8_energies` are those of the same operations in
+    int8, for a model that is dense: the baseline that a converted one must beat.
     """
 
     name: str
@@ -39,6 +44,9 @@ class Profile(Frozen):
     experts: Literal["measured", "balanced"] | None
     file_bytes: int | None
     latency: Latency | None
+    modules: tuple[ModuleCount, ...]
+    energies: tuple[Energy, ...]
+    int8_energies: tuple[Energy, ...]
 
 
 def profile(
@@ -48,6 +56,8 @@ def profile(
     batch_size: int = 1,
     measure: bool = True,
     mult_share: Mapping[str, float] | None = None,
+    tables: Sequence[str | Path] | None = None,
+    memory: MemoryLevels | None = None,
 ) -> Profile:
     """Counts and times a model.
 
@@ -58,14 +68,20 @@ def profile(
         measure: time it; without, nothing is run.
         mult_share: measured share of tokens for the multiply expert, by router, as an `Evaluation` holds it; of a
             checkpoint folder by default that of its evaluate.json.
+        tables: energy tables, by name or file; by default all that are installed.
+        memory: where weights and activations lie in these tables; by default moving them costs nothing.
     Raises:
+        CostError: no such table, or no such memory in one of them.
         ModelError, CheckpointError: the source cannot be built or loaded, or its input is unknown.
     """
     model, name = _open(source, measure=measure)
     shape = _input_shape(model, example_input)
     dtype = torch.float32 if example_input is None else example_input.dtype
     shares = _measured_shares(source) if mult_share is None else mult_share
-    totals = count_totals(model, probe(model, torch.empty(shape, dtype=dtype, device="meta")), mult_share=shares)
+    priced_by = [load_table(table) for table in tables] if tables is not None else list(energy_tables().values())
+    trace = probe(model, torch.empty(shape, dtype=dtype, device="meta"))
+    modules = count_modules(model, trace, mult_share=shares)
+    totals = total_of(model, modules)
     latency = None
     if measure:
         batch = torch.randn(batch_size, *shape[1:]) if example_input is None else example_input
@@ -79,6 +95,9 @@ def profile(
         experts=_experts(model, shares),
         file_bytes=weights.stat().st_size if weights else None,
         latency=latency,
+        modules=modules,
+        energies=tuple(price(totals.operations, table, memory=memory) for table in priced_by),
+        int8_energies=tuple(price(as_int8(totals.operations), table, memory=memory) for table in priced_by),
     )
 
 

@@ -1,6 +1,7 @@
 """What a verb works on: a model by name, a module of the user's own, or a checkpoint folder, with its example input."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from reparam.checkpoint.record import CONFIG_NAME
-from reparam.cost.count import count_operations, per_image
+from reparam.cost.count import ModuleCount, count_modules
 from reparam.errors import ModelError
 from reparam.graph.records import Totals
 from reparam.models.build import build_model, build_spec
@@ -79,12 +80,19 @@ def is_checkpoint(source: object) -> bool:
     return isinstance(source, str | Path) and (Path(source) / CONFIG_NAME).is_file()
 
 
-def count_totals(model: nn.Module, trace: Trace, *, mult_share: Mapping[str, float] | None = None) -> Totals:
-    """Parameters, and operations per image of the recorded run."""
-    counts, uncounted = count_operations(model, trace, mult_share=mult_share)
-    batch = trace.inputs[0].shape[0] if trace.inputs and trace.inputs[0].shape else 1
+def count_totals(model: nn.Module, trace: Trace) -> Totals:
+    """Parameters, and operations per image of the recorded run, mixtures at their balanced load."""
+    return total_of(model, count_modules(model, trace))
+
+
+def total_of(model: nn.Module, modules: Iterable[ModuleCount]) -> Totals:
+    """The sum over all modules of a model."""
+    operations, uncounted = Counter[str](), Counter[str]()
+    for counted in modules:
+        operations.update(counted.operations)
+        uncounted.update(counted.uncounted)
     return Totals(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        operations=per_image(counts, batch),
+        operations=dict(sorted(operations.items())),
         uncounted=dict(sorted(uncounted.items())),
     )

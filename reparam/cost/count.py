@@ -1,35 +1,58 @@
-"""Counts the operations of one run: products by formula, operators by their declaration, the rest listed as uncounted.
+"""Counts the operations of one run, module by module: torch functions by formula, operators by their declaration.
 
-One multiply-accumulate is one multiplication and one addition. Counts are per image: those of the run divided by its
-batch size.
+What has no formula is listed, never dropped. Counts are per image: those of the run divided by its batch size, where
+each image reads the weights anew.
 """
 
-import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from torch import nn
 
+from reparam.cost.formulas import count_moves, count_op
 from reparam.counts import OpCount
 from reparam.ops.base import Operator
 from reparam.ops.moe import MoeMlp
 from reparam.ops.routed_layer import RoutedLayer
-from reparam.trace.products import Product, read_product
-from reparam.trace.record import ModuleCall, Op, Trace
+from reparam.ops.weight_words import weight_words
+from reparam.recipe.schema import Frozen
+from reparam.trace.record import ModuleCall, Op, Ref, Trace
 
-#: Operations that move or view data, or create it; they compute nothing.
-_FREE = {
-    "alias", "as_strided", "broadcast_to", "cat", "chunk", "clone", "concat", "contiguous", "data", "detach", "dropout",
-    "empty", "expand", "expand_as", "flatten", "flip", "full", "getitem", "index_select", "meshgrid", "mT", "movedim",
-    "narrow", "new_full", "new_ones", "new_zeros", "ones", "pad", "permute", "repeat", "reshape", "roll", "select",
-    "split", "squeeze", "stack", "swapaxes", "swapdims", "T", "t", "tile", "to", "transpose", "type_as", "unbind",
-    "unflatten", "unfold", "unsqueeze", "view", "view_as", "zeros", "zeros_like", "ones_like", "float", "setitem",
-    "requires_grad",
-}  # fmt: skip
-_ADDS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
-_MULS = {"mul", "rmul", "imul", "multiply"}
 #: What says itself which operations its code runs.
 _Declaring = Operator | RoutedLayer
+
+
+class ModuleCount(Frozen):
+    """Operations of one image in one module's own code, without its children; an operator's with all it contains.
+
+    `operations` maps "mul.f32" and the like to counts, `uncounted` tells how often functions ran that have no formula.
+    """
+
+    path: str
+    type: str
+    operations: dict[str, int]
+    uncounted: dict[str, int]
+
+
+def count_modules(
+    model: nn.Module, trace: Trace, *, mult_share: Mapping[str, float] | None = None
+) -> tuple[ModuleCount, ...]:
+    """Returns what each module ran for one image of the recorded run, in the order of their first operation.
+
+    Arguments as for `count_operations`.
+    """
+    counting = _Counting(model, trace, mult_share or {})
+    counting.run()
+    modules = dict(model.named_modules())
+    return tuple(
+        ModuleCount(
+            path=path,
+            type=type(modules[path]).__name__,
+            operations=per_image(operations, counting.images),
+            uncounted=dict(sorted(counting.uncounted[path].items())),
+        )
+        for path, operations in counting.operations.items()
+    )
 
 
 def count_operations(
@@ -37,30 +60,89 @@ def count_operations(
 ) -> tuple[OpCount, Counter[str]]:
     """Returns the operations of the whole recorded run, and how often each uncounted torch function ran.
 
-    `mult_share` maps the path of a router to the measured share of tokens that take the multiply expert; a mixture that
-    is not in it is counted at its balanced load.
-
-    An operator declares what its own code does; the dense modules it carries along (the activation in an expert) are
-    not its code, so their functions without a formula are listed like all others.
+    Args:
+        model: whose run it is.
+        trace: the run.
+        mult_share: the measured share of tokens that take the multiply expert, by path of the router; a mixture that is
+            not in it is counted at its balanced load.
     """
-    modules = dict(model.named_modules())
-    operators = {path: m for path, m in modules.items() if isinstance(m, _Declaring) and not _is_transparent(m)}
-    total, uncounted = OpCount(), Counter[str]()
-    for call in trace.calls:
-        if call.path in operators and not _is_inside(call.path, operators):
-            total += _declared(operators[call.path], call, mult_share or {})
-    readers, hidden = _weight_readers(trace, operators)
-    for op in trace.ops:
-        owner = next((operators[path] for path in op.stack if path in operators), None)
-        if op.index in hidden or (owner is not None and _package(modules[op.stack[-1]]) == _package(owner)):
-            continue
-        reader = readers.get(op.index)
-        counted = count_op(op) if reader is None else reader.op_count(op.inputs[0].shape)
-        if counted is None and op.name not in _FREE:
-            uncounted[op.name] += 1
-        elif counted is not None and owner is None:
-            total += counted
-    return total, uncounted
+    counting = _Counting(model, trace, mult_share or {})
+    counting.run()
+    return sum(counting.operations.values(), OpCount()), sum(counting.uncounted.values(), Counter[str]())
+
+
+class _Counting:
+    """One pass over a record."""
+
+    def __init__(self, model: nn.Module, trace: Trace, mult_share: Mapping[str, float]) -> None:
+        self.trace, self.mult_share = trace, mult_share
+        self.images = images_in(trace)
+        self.operators = {
+            path: module
+            for path, module in model.named_modules()
+            if isinstance(module, _Declaring) and not _is_transparent(module)
+        }
+        self.operations: dict[str, OpCount] = {}
+        self.uncounted: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def run(self) -> None:
+        readers, hidden = _weight_readers(self.trace, self.operators)
+        calls = {call.first_op: call for call in self.trace.calls if self._is_outermost(call.path)}
+        for op in self.trace.ops:
+            owner = next((path for path in op.stack if path in self.operators), None)
+            if owner is not None and op.index in calls:
+                self._add(owner, self._declared(owner, calls[op.index]))
+            if op.index in readers:
+                path = readers[op.index]
+                count = self.operators[path].op_count(op.inputs[0].shape)
+                self._add(path, count + self._moved(path, op.inputs[:1], op.outputs))
+            elif op.index not in hidden and not self._is_declared(owner, op):
+                self._count(op)
+
+    def _is_outermost(self, path: str) -> bool:
+        return path in self.operators and not any(path.startswith(f"{other}.") for other in self.operators)
+
+    def _is_declared(self, owner: str | None, op: Op) -> bool:
+        """Whether an operator's declaration covers an operation."""
+        if owner is None:
+            return False
+        operator = self.operators[owner]
+        return not isinstance(operator, Operator) or operator.declares(op.stack[-1].removeprefix(owner).lstrip("."))
+
+    def _count(self, op: Op) -> None:
+        path = op.stack[-1] if op.stack else ""
+        counted = count_op(op)
+        if counted is None:
+            self.uncounted[path][op.name] += 1
+            counted = OpCount()
+        self._add(path, counted + count_moves(op, self.trace, images=self.images))
+
+    def _declared(self, path: str, call: ModuleCall) -> OpCount:
+        operator, shapes = self.operators[path], [ref.shape for ref in call.inputs]
+        if isinstance(operator, MoeMlp | RoutedLayer):
+            count = operator.op_count(shapes[0], mult_share=self.mult_share.get(f"{path}.router"))
+        else:
+            count = operator.op_count(*shapes)
+        return count + self._moved(path, call.inputs, call.outputs)
+
+    def _moved(self, path: str, inputs: tuple[Ref, ...], outputs: tuple[Ref, ...]) -> OpCount:
+        """An operator reads its inputs and its weights, and writes its outputs."""
+        weights = OpCount({("read", f"weight.{type_}"): n for type_, n in weight_words(self.operators[path]).items()})
+        activations = OpCount({("read", "f32"): _words(inputs), ("write", "f32"): _words(outputs)})
+        return activations + self.images * weights
+
+    def _add(self, path: str, count: OpCount) -> None:
+        self.operations[path] = self.operations.get(path, OpCount()) + count
+
+
+def images_in(trace: Trace) -> int:
+    """The batch size of a recorded run."""
+    return trace.inputs[0].shape[0] if trace.inputs and trace.inputs[0].shape else 1
+
+
+def per_image(counts: OpCount, images: int) -> dict[str, int]:
+    """Divides a run's counts by its batch size, as `{"mul.f32": n, ...}`."""
+    return {key: round(n / images) for key, n in counts.as_dict().items()}
 
 
 def _is_transparent(module: nn.Module) -> bool:
@@ -68,19 +150,12 @@ def _is_transparent(module: nn.Module) -> bool:
     return isinstance(module, MoeMlp) and module.form.mixes_tokens
 
 
-def _declared(operator: _Declaring, call: ModuleCall, mult_share: Mapping[str, float]) -> OpCount:
-    shapes = [ref.shape for ref in call.inputs]
-    if isinstance(operator, MoeMlp | RoutedLayer):
-        return operator.op_count(shapes[0], mult_share=mult_share.get(f"{call.path}.router"))
-    return operator.op_count(*shapes)
-
-
-def _weight_readers(trace: Trace, operators: dict[str, _Declaring]) -> tuple[dict[int, _Declaring], set[int]]:
+def _weight_readers(trace: Trace, operators: Mapping[str, _Declaring]) -> tuple[dict[int, str], set[int]]:
     """Products outside an operator that read its weight, by index, and the operations that made the weight.
 
     Models such as EVA call `F.linear(x, self.qkv.weight)`: the operator's module never runs, its weight does.
     """
-    readers: dict[int, _Declaring] = {}
+    readers: dict[int, str] = {}
     hidden: set[int] = set()
     for op in trace.ops:
         is_outside = not any(path in operators for path in op.stack)
@@ -89,68 +164,10 @@ def _weight_readers(trace: Trace, operators: dict[str, _Declaring]) -> tuple[dic
             read = [op.inputs[1], *(ref for step in made for ref in step.inputs)]
             owners = {ref.name.rpartition(".")[0] for ref in read if ref.name} & operators.keys()
             if len(owners) == 1:
-                readers[op.index] = operators[owners.pop()]
+                readers[op.index] = owners.pop()
                 hidden.update(step.index for step in made)
     return readers, hidden
 
 
-def _package(module: nn.Module) -> str:
-    return type(module).__module__.partition(".")[0]
-
-
-def _is_inside(path: str, operators: dict[str, _Declaring]) -> bool:
-    return any(path.startswith(f"{owner}.") for owner in operators)
-
-
-def count_op(op: Op) -> OpCount | None:
-    """Returns the operations of one torch function, None when it has no formula here."""
-    outputs = math.prod(op.output.shape)
-    if op.name == "linear":
-        return _product(outputs, depth=op.inputs[0].shape[-1], has_bias=len(op.inputs) > 2)
-    if op.name == "conv2d":
-        return _product(outputs, depth=math.prod(op.inputs[1].shape[1:]), has_bias=len(op.inputs) > 2)
-    product = read_product(op)
-    if product is not None:
-        added = OpCount({("add", "f32"): outputs if product.addend is not None else 0})
-        return OpCount.multiply_accumulate(_positions(product)) + added
-    if op.name == "multi_head_attention_forward":
-        return _multi_head_attention(op)
-    if op.name == "scaled_dot_product_attention":
-        q, k, v = (ref.shape for ref in op.inputs[:3])
-        return OpCount.multiply_accumulate(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
-    if op.name in _ADDS:
-        return OpCount({("add", "f32"): outputs})
-    if op.name in _MULS:
-        return OpCount({("mul", "f32"): outputs})
-    return None
-
-
-def _positions(product: Product) -> int:
-    """How many pairs of elements a product multiplies: one for each index that its labels can take together."""
-    sides = ((product.left, product.left_axes), (product.right, product.right_axes))
-    sizes: dict[str, int] = {}
-    for operand, labels in sides:
-        for label, size in zip(labels, operand.shape, strict=True):
-            sizes[label] = max(size, sizes.get(label, 1))
-    return math.prod(sizes.values())
-
-
-def _multi_head_attention(op: Op) -> OpCount:
-    """Four projections and two products over the tokens, as `nn.MultiheadAttention` computes them in one function."""
-    query, key, value = (ref.shape for ref in op.args[:3])  # (N, B, E), and (M, B, .) for keys and values
-    width, rows, others = query[-1], math.prod(query[:-1]), math.prod(key[:-1])
-    has_bias = op.args[6] is not None
-    total = OpCount.multiply_accumulate(2 * rows * key[0] * width)
-    for depth, tokens in ((width, rows), (key[-1], others), (value[-1], others), (width, rows)):
-        total += _product(tokens * width, depth=depth, has_bias=has_bias)
-    return total
-
-
-def _product(outputs: int, *, depth: int, has_bias: bool) -> OpCount:
-    bias = OpCount({("add", "f32"): outputs if has_bias else 0})
-    return OpCount.multiply_accumulate(outputs * depth) + bias
-
-
-def per_image(counts: OpCount, batch: int) -> dict[str, int]:
-    """Divides a run's counts by its batch size, as `{"mul.f32": n, ...}`."""
-    return {key: round(n / batch) for key, n in counts.as_dict().items()}
+def _words(refs: tuple[Ref, ...]) -> int:
+    return sum(ref.size for ref in dict.fromkeys(refs))

@@ -7,10 +7,8 @@ Modelled, for a device whose power is the limit, so that time is proportional to
 
     latency_i = sum over operations of n_i * E      pJ per token
 
-n_i is how often expert i runs an operation for one token, E the energy of one in 45 nm CMOS. The router, activations
-between the layers, and memory are not in it, so it is a proxy and no prediction of time.
-
-Source of E: Horowitz, ISSCC 2014 (multiplication, addition); ShiftAddNet, arXiv:2010.12785, table 1 (shift).
+n_i is how often expert i runs an operation for one token, E the energy of one by the table horowitz-45nm. The router,
+activations between the layers, and memory are not in it, so it is a proxy and no prediction of time.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from reparam.cost.energy import price
+from reparam.cost.energy_table import load_table
 from reparam.cost.latency import device_name, in_eval, timer_class
 from reparam.counts import OpCount
 from reparam.ops.channel_layer import count_dense
@@ -32,9 +32,8 @@ from reparam.recipe.schema import Frozen
 
 #: Seconds that all rounds of one expert take together, and how many there are.
 _RUN_TIME, _ROUNDS = 0.2, 9
-#: pJ of one operation, by verb and bits; fixed-point words of other widths take the next wider one's.
-_FLOAT_PJ = {"mul": 3.7, "add": 0.9}
-_INTEGER_PJ = {8: {"add": 0.03, "shift": 0.024}, 16: {"add": 0.05, "shift": 0.057}, 32: {"add": 0.1, "shift": 0.13}}
+#: Energy of one operation in 45 nm CMOS.
+_TABLE = "horowitz-45nm"
 _Mixture = MoeMlp | RoutedLayer
 
 
@@ -99,29 +98,14 @@ def model_experts(model: nn.Module) -> dict[str, ExpertProxy]:
     return {path: _model(mixture) for path, mixture in _mixtures(model).items()}
 
 
-def picojoules(count: OpCount) -> float:
-    """Energy of counted operations by the module's table.
-
-    Comparisons are priced as additions of their type, and what a shift layer counts in floats, shifts among it, as
-    what hardware would run: 32-bit words.
-    """
-    return sum(n * _price(verb, dtype) for (verb, dtype), n in count.items())
-
-
-def _price(verb: str, dtype: str) -> float:
-    verb = "add" if verb == "cmp" else verb
-    if dtype.startswith("f") and verb != "shift":
-        return _FLOAT_PJ[verb]
-    bits = int(dtype[1:])
-    return _INTEGER_PJ[min(width for width in _INTEGER_PJ if width >= bits)][verb]
-
-
 def _model(mixture: _Mixture) -> ExpertProxy:
     multiply, shift = OpCount(), OpCount()
     for dense, shifted in mixture.expert_layers():
         multiply += count_dense(dense, 1)
         shift += shifted.op_count((1, shifted.in_features))
-    return ExpertProxy(multiply_pj=picojoules(multiply), shift_pj=picojoules(shift))
+    table = load_table(_TABLE)
+    multiply_pj, shift_pj = (price(count.as_dict(), table).picojoules for count in (multiply, shift))
+    return ExpertProxy(multiply_pj=multiply_pj, shift_pj=shift_pj)
 
 
 def _mixtures(model: nn.Module) -> dict[str, _Mixture]:

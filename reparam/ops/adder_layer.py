@@ -143,6 +143,10 @@ class AdderLayer(Operator):
         scaled: Tensor = _ScaledGradient.apply(self.weight, self.options.eta)
         return scaled
 
+    def declares(self, path: str) -> bool:
+        """Everything but an inserted norm, which runs and counts like any other."""
+        return path != "norm"
+
     def count(self, *, outputs: int, depth: int) -> OpCount:
         """A subtraction, an absolute value (a comparison) and an addition per difference; one add for each bias."""
         differences, bias = outputs * depth, outputs if self.bias is not None else 0

@@ -90,7 +90,15 @@ class Operator(nn.Module, ABC):
 
     @abstractmethod
     def op_count(self, *input_shapes: tuple[int, ...]) -> OpCount:
-        """Operations of one forward on inputs of these shapes, batch included."""
+        """Operations of one forward on inputs of these shapes, batch included.
+
+        Every operator reads its inputs and weights once and writes its outputs, which needs no declaration; reads and
+        writes here are those of maps inside it.
+        """
+
+    def declares(self, path: str) -> bool:
+        """Whether `op_count` covers what the module at this path inside the operator runs; "" is the operator."""
+        return True
 
     @classmethod
     @abstractmethod

@@ -57,14 +57,19 @@ def run_experts(tokens: Tensor, index: Tensor, experts: tuple[Expert, Expert], *
 def count_experts(
     layers: Iterable[tuple[nn.Module, ShiftLinear]], tokens: int, *, router: Router, share: float
 ) -> OpCount:
-    """Counts a router's two products and one comparison, and each pair of layers at the multiply expert's share."""
+    """Counts a router's two products and one comparison, and each pair of layers at the multiply expert's share.
+
+    Inside, the tokens of each expert are gathered before its first layer and scattered behind its last.
+    """
     multiplied = round(tokens * share)
     biases = 0 if router.bias is None else 2 * tokens
     count = OpCount.multiply_accumulate(tokens * router.weight.numel())
     count += OpCount({("add", "f32"): biases, ("cmp", "f32"): tokens})
+    inside = 0
     for multiply, shift in layers:
         count += count_dense(multiply, multiplied) + shift.op_count((tokens - multiplied, shift.in_features))
-    return count
+        inside += tokens * (shift.in_features + shift.out_features)
+    return count + OpCount.moves(read=inside, write=inside)
 
 
 def tokens_in(shape: tuple[int, ...], width: int) -> int:

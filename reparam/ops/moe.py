@@ -162,7 +162,8 @@ class MoeMlp(Operator):
         """Counts at a measured share of tokens for the multiply expert, or else at the balanced load.
 
         At the balanced load the share of an expert is inversely proportional to its latency. The router's two products
-        and one comparison are included; activations inside the experts are not, nor what stands between routed layers.
+        and one comparison are included, and gathering and scattering the tokens; activations inside the experts are
+        not, nor what stands between routed layers.
         """
         if self.form.mixes_tokens:
             return self._count_routed(input_shapes[0], mult_share)
@@ -170,6 +171,16 @@ class MoeMlp(Operator):
         width = widths(pairs[0][0])[0]
         share = self.options.balanced_share if mult_share is None else mult_share
         return count_experts(pairs, tokens_in(input_shapes[0], width), router=self.router, share=share)
+
+    def declares(self, path: str) -> bool:
+        """All but what stands between the layers, such as activations.
+
+        Each token meets it in one of the experts, so that of the multiply expert is counted, which runs on all tokens
+        when it is recorded, and its copy in the shift expert is not.
+        """
+        layers = [f"multiply.{name}" for name in self.form.linears]
+        is_multiply = path == "multiply" or path.startswith("multiply.")
+        return not is_multiply or any(path == layer or path.startswith(f"{layer}.") for layer in layers)
 
     def _count_routed(self, shape: tuple[int, ...], mult_share: float | None) -> OpCount:
         layers = [self.body.get_submodule(name) for name in self.form.linears]

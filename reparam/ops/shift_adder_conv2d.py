@@ -82,12 +82,17 @@ class ShiftAdderConv2d(Operator, ConvAttributes):
         return cls(shift, adder.requires_grad_(dense.weight.requires_grad)).train(dense.training)
 
     def op_count(self, *input_shapes: tuple[int, ...]) -> OpCount:
-        """The counts of both layers."""
+        """The counts of both layers, and the map between them."""
         form, width = self.shift.form, self.adder.out_channels
         differences = self.adder.count(
             outputs=form.outputs(input_shapes[0]) * width, depth=self.adder.weight[0].numel()
         )
-        return self.shift.op_count(*input_shapes) + differences
+        between = form.outputs(input_shapes[0]) * self.shift.out_channels
+        return self.shift.op_count(*input_shapes) + differences + OpCount.moves(read=between, write=between)
+
+    def declares(self, path: str) -> bool:
+        """Everything but an inserted norm, which runs and counts like any other."""
+        return path != "adder.norm"
 
     @classmethod
     def examples(cls) -> list[Example]:

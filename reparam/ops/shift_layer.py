@@ -54,9 +54,12 @@ class ShiftLayer(Operator):
         return rounded if self.kept is None else rounded * self.kept
 
     def count(self, *, inputs: int, outputs: int, products: int) -> OpCount:
-        """One shift and one add per product, one add per output for the bias, and fixed-point scaling of the input."""
-        bias = outputs if self.bias is not None else 0
-        operand = f"i{self.options.activation_bits}" if self.options.activation_bits else "f32"
-        scaled = inputs if self.options.activation_bits else 0
-        fixed_point = OpCount({("shift", "f32"): 2 * scaled, ("cmp", "f32"): 2 * scaled})
-        return OpCount({("shift", operand): products, ("add", operand): products + bias}) + fixed_point
+        """One shift and one add per product, one add per output for the bias, and fixed-point scaling of the input.
+
+        Fixed-point operands are summed in 32 bits.
+        """
+        sums = products + (outputs if self.bias is not None else 0)
+        if not self.options.activation_bits:
+            return OpCount({("shift", "f32"): products, ("add", "f32"): sums})
+        scaling = OpCount({("shift", "f32"): 2 * inputs, ("cmp", "f32"): 2 * inputs})
+        return OpCount({("shift", f"i{self.options.activation_bits}"): products, ("add", "i32"): sums}) + scaling

@@ -1,5 +1,6 @@
 """The record of one run: values, operations in order, and module calls; the raw material of finders and counts."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,11 @@ class Ref:
     number: int
     shape: tuple[int, ...]
     name: str | None = None
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

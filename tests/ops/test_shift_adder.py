@@ -9,6 +9,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reparam.counts import OpCount
 from reparam.errors import OptionError
 from reparam.ops.base import parse_options
 from reparam.ops.conv_examples import conv_site
@@ -173,11 +174,12 @@ def test_a_norm_is_inserted_behind_the_adder_where_none_follows() -> None:
 
 
 @each_form
-def test_counts_are_the_sum_of_both_layers(make: Callable[[], nn.Conv2d]) -> None:
+def test_counts_are_the_sum_of_both_layers_and_of_the_map_between_them(make: Callable[[], nn.Conv2d]) -> None:
     layer, x = block(make()), images()
-    between = tuple(layer.shift(x).shape)
-    expected = layer.shift.op_count(tuple(x.shape)) + layer.adder.op_count(between)
-    assert layer.op_count(tuple(x.shape)) == expected
+    between = layer.shift(x)
+    expected = layer.shift.op_count(tuple(x.shape)) + layer.adder.op_count(tuple(between.shape))
+    moved = OpCount({("read", "f32"): between.numel(), ("write", "f32"): between.numel()})
+    assert layer.op_count(tuple(x.shape)) == expected + moved
 
 
 def test_hand_counted_operations_of_a_strided_grouped_block() -> None:
@@ -191,4 +193,6 @@ def test_hand_counted_operations_of_a_strided_grouped_block() -> None:
             "shift.f32": used,
             "add.f32": used + outputs + 2 * differences,
             "cmp.f32": differences,
+            "read.f32": outputs,
+            "write.f32": outputs,
         }

@@ -209,7 +209,7 @@ def test_hand_counted_operations_of_a_strided_grouped_padded_convolution() -> No
     scaled = 2 * (2 * 4 * 9 * 8)
     assert coded.op_count((2, 4, 9, 8)).as_dict() == {
         "shift.i8": products,
-        "add.i8": products,
+        "add.i32": products,
         "shift.f32": scaled,
         "cmp.f32": scaled,
     }
