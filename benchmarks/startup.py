@@ -64,8 +64,12 @@ def main() -> None:
     measure("import reparam", ["import reparam"] * rounds)
     measure("reparam --help", [command("--help")] * rounds)
     base_seconds, base_peak = measure("import torch, timm", [_IMPORTS] * rounds)
-    seconds, _ = measure("reparam plan deit_tiny", [command("plan", "deit_tiny", "--recipe", "shiftaddvit")] * rounds)
-    print(f"  {seconds - base_seconds:.2f} s beyond the imports")
+    for name, argv in (
+        ("reparam plan deit_tiny", ("plan", "deit_tiny", "--recipe", "shiftaddvit")),
+        ("reparam profile deit_tiny --no-latency", ("profile", "deit_tiny", "--no-latency")),
+    ):
+        seconds, _ = measure(name, [command(*argv)] * rounds)
+        print(f"  {seconds - base_seconds:.2f} s beyond the imports")
     measure_memory(rounds, base_seconds, base_peak)
 
 

@@ -1,6 +1,6 @@
 """`reparam.profile`: parameters, operations, modelled energy, size on disc, and latency measured here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from reparam.api.evaluate import EVALUATION_NAME
 from reparam.api.subject import is_checkpoint, resolve_subject, total_of
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import WEIGHTS_NAME
+from reparam.cost.array_layers import EYERISS, price_on_array
 from reparam.cost.count import ModuleCount, count_modules
 from reparam.cost.energy import Energy, as_int8, price
 from reparam.cost.energy_table import MemoryLevels, energy_tables, load_table
@@ -24,6 +25,7 @@ from reparam.models.spec import ModelSpec
 from reparam.ops.routing import Router
 from reparam.recipe.schema import Frozen
 from reparam.trace.probe import probe
+from reparam.trace.record import Trace
 from reparam.train.evaluate import Evaluation
 
 
@@ -68,8 +70,9 @@ def profile(
         measure: time it; without, nothing is run.
         mult_share: measured share of tokens for the multiply expert, by router, as an `Evaluation` holds it; of a
             checkpoint folder by default that of its evaluate.json.
-        tables: energy tables, by name or file; by default all that are installed.
-        memory: where weights and activations lie in these tables; by default moving them costs nothing.
+        tables: energy tables, by name or file; by default all that are installed and price the memory. The name
+            "shiftaddvit-eyeriss" is the paper's own accounting, which searches the tiling of each layer: some seconds.
+        memory: where weights and activations lie; by default moving them costs nothing. The tables must price it.
     Raises:
         CostError: no such table, or no such memory in one of them.
         ModelError, CheckpointError: the source cannot be built or loaded, or its input is unknown.
@@ -78,10 +81,11 @@ def profile(
     shape = _input_shape(model, example_input)
     dtype = torch.float32 if example_input is None else example_input.dtype
     shares = _measured_shares(source) if mult_share is None else mult_share
-    priced_by = [load_table(table) for table in tables] if tables is not None else list(energy_tables().values())
     trace = probe(model, torch.empty(shape, dtype=dtype, device="meta"))
     modules = count_modules(model, trace, mult_share=shares)
     totals = total_of(model, modules)
+    priced = _energies(model, trace, totals.operations, tables=tables, memory=memory, mult_share=shares)
+    energies = list(priced)
     latency = None
     if measure:
         batch = torch.randn(batch_size, *shape[1:]) if example_input is None else example_input
@@ -96,9 +100,31 @@ def profile(
         file_bytes=weights.stat().st_size if weights else None,
         latency=latency,
         modules=modules,
-        energies=tuple(price(totals.operations, table, memory=memory) for table in priced_by),
-        int8_energies=tuple(price(as_int8(totals.operations), table, memory=memory) for table in priced_by),
+        energies=tuple(energy for energy, _ in energies),
+        int8_energies=tuple(int8 for _, int8 in energies),
     )
+
+
+def _energies(
+    model: nn.Module,
+    trace: Trace,
+    operations: Mapping[str, int],
+    *,
+    tables: Sequence[str | Path] | None,
+    memory: MemoryLevels | None,
+    mult_share: Mapping[str, float],
+) -> Iterator[tuple[Energy, Energy]]:
+    """By each table, as the model is and in int8."""
+    if tables is None:
+        tables = [name for name, table in energy_tables().items() if memory is None or table.memory]
+    for name in tables:
+        if name == EYERISS:
+            by_width = (price_on_array(model, trace, mult_share=mult_share, bits=bits) for bits in (32, 8))
+        else:
+            table = load_table(name)
+            by_width = (price(counted, table, memory=memory) for counted in (operations, as_int8(operations)))
+        wide, narrow = by_width
+        yield wide, narrow
 
 
 def _measured_shares(source: str | Path | nn.Module) -> Mapping[str, float]:

@@ -10,16 +10,13 @@ from collections.abc import Mapping
 from torch import nn
 
 from reparam.cost.formulas import count_moves, count_op
+from reparam.cost.walk import FunctionRan, OperatorRan, images_in, walk
 from reparam.counts import OpCount
-from reparam.ops.base import Operator
 from reparam.ops.moe import MoeMlp
 from reparam.ops.routed_layer import RoutedLayer
 from reparam.ops.weight_words import weight_words
 from reparam.recipe.schema import Frozen
-from reparam.trace.record import ModuleCall, Op, Ref, Trace
-
-#: What says itself which operations its code runs.
-_Declaring = Operator | RoutedLayer
+from reparam.trace.record import Ref, Trace
 
 
 class ModuleCount(Frozen):
@@ -75,98 +72,38 @@ class _Counting:
     """One pass over a record."""
 
     def __init__(self, model: nn.Module, trace: Trace, mult_share: Mapping[str, float]) -> None:
-        self.trace, self.mult_share = trace, mult_share
+        self.model, self.trace, self.mult_share = model, trace, mult_share
         self.images = images_in(trace)
-        self.operators = {
-            path: module
-            for path, module in model.named_modules()
-            if isinstance(module, _Declaring) and not _is_transparent(module)
-        }
         self.operations: dict[str, OpCount] = {}
         self.uncounted: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def run(self) -> None:
-        readers, hidden = _weight_readers(self.trace, self.operators)
-        calls = {call.first_op: call for call in self.trace.calls if self._is_outermost(call.path)}
-        for op in self.trace.ops:
-            owner = next((path for path in op.stack if path in self.operators), None)
-            if owner is not None and op.index in calls:
-                self._add(owner, self._declared(owner, calls[op.index]))
-            if op.index in readers:
-                path = readers[op.index]
-                count = self.operators[path].op_count(op.inputs[0].shape)
-                self._add(path, count + self._moved(path, op.inputs[:1], op.outputs))
-            elif op.index not in hidden and not self._is_declared(owner, op):
-                self._count(op)
+        for ran in walk(self.model, self.trace):
+            count = self._of_operator(ran) if isinstance(ran, OperatorRan) else self._of_function(ran)
+            self.operations[ran.path] = self.operations.get(ran.path, OpCount()) + count
 
-    def _is_outermost(self, path: str) -> bool:
-        return path in self.operators and not any(path.startswith(f"{other}.") for other in self.operators)
-
-    def _is_declared(self, owner: str | None, op: Op) -> bool:
-        """Whether an operator's declaration covers an operation."""
-        if owner is None:
-            return False
-        operator = self.operators[owner]
-        return not isinstance(operator, Operator) or operator.declares(op.stack[-1].removeprefix(owner).lstrip("."))
-
-    def _count(self, op: Op) -> None:
-        path = op.stack[-1] if op.stack else ""
-        counted = count_op(op)
+    def _of_function(self, ran: FunctionRan) -> OpCount:
+        moved = count_moves(ran.op, self.trace, images=self.images)
+        counted = count_op(ran.op)
         if counted is None:
-            self.uncounted[path][op.name] += 1
-            counted = OpCount()
-        self._add(path, counted + count_moves(op, self.trace, images=self.images))
+            self.uncounted[ran.path][ran.op.name] += 1
+        return moved if counted is None else counted + moved
 
-    def _declared(self, path: str, call: ModuleCall) -> OpCount:
-        operator, shapes = self.operators[path], [ref.shape for ref in call.inputs]
+    def _of_operator(self, ran: OperatorRan) -> OpCount:
+        """What it declares; and it reads its inputs and its weights, and writes its outputs."""
+        operator, shapes = ran.operator, [ref.shape for ref in ran.inputs]
         if isinstance(operator, MoeMlp | RoutedLayer):
-            count = operator.op_count(shapes[0], mult_share=self.mult_share.get(f"{path}.router"))
+            count = operator.op_count(shapes[0], mult_share=self.mult_share.get(f"{ran.path}.router"))
         else:
             count = operator.op_count(*shapes)
-        return count + self._moved(path, call.inputs, call.outputs)
-
-    def _moved(self, path: str, inputs: tuple[Ref, ...], outputs: tuple[Ref, ...]) -> OpCount:
-        """An operator reads its inputs and its weights, and writes its outputs."""
-        weights = OpCount({("read", f"weight.{type_}"): n for type_, n in weight_words(self.operators[path]).items()})
-        activations = OpCount({("read", "f32"): _words(inputs), ("write", "f32"): _words(outputs)})
-        return activations + self.images * weights
-
-    def _add(self, path: str, count: OpCount) -> None:
-        self.operations[path] = self.operations.get(path, OpCount()) + count
-
-
-def images_in(trace: Trace) -> int:
-    """The batch size of a recorded run."""
-    return trace.inputs[0].shape[0] if trace.inputs and trace.inputs[0].shape else 1
+        weights = OpCount({("read", f"weight.{type_}"): n for type_, n in weight_words(operator).items()})
+        moved = OpCount.moves(read=_words(ran.inputs), write=_words(ran.outputs))
+        return count + moved + self.images * weights
 
 
 def per_image(counts: OpCount, images: int) -> dict[str, int]:
     """Divides a run's counts by its batch size, as `{"mul.f32": n, ...}`."""
     return {key: round(n / images) for key, n in counts.as_dict().items()}
-
-
-def _is_transparent(module: nn.Module) -> bool:
-    """An MLP whose layers are routed one by one: they declare themselves, and what is between them is dense."""
-    return isinstance(module, MoeMlp) and module.form.mixes_tokens
-
-
-def _weight_readers(trace: Trace, operators: Mapping[str, _Declaring]) -> tuple[dict[int, str], set[int]]:
-    """Products outside an operator that read its weight, by index, and the operations that made the weight.
-
-    Models such as EVA call `F.linear(x, self.qkv.weight)`: the operator's module never runs, its weight does.
-    """
-    readers: dict[int, str] = {}
-    hidden: set[int] = set()
-    for op in trace.ops:
-        is_outside = not any(path in operators for path in op.stack)
-        if op.name == "linear" and is_outside and not trace.depends_on_input(op.inputs[1]):
-            made = list(trace.ancestors(op.inputs[1]))
-            read = [op.inputs[1], *(ref for step in made for ref in step.inputs)]
-            owners = {ref.name.rpartition(".")[0] for ref in read if ref.name} & operators.keys()
-            if len(owners) == 1:
-                readers[op.index] = owners.pop()
-                hidden.update(step.index for step in made)
-    return readers, hidden
 
 
 def _words(refs: tuple[Ref, ...]) -> int:

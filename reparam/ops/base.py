@@ -96,6 +96,10 @@ class Operator(nn.Module, ABC):
         writes here are those of maps inside it.
         """
 
+    def weight_words(self) -> dict[str, int]:
+        """Words of its own parameters, without its children's, as a device would hold them: {"i5": n, "f32": m}."""
+        return {"f32": sum(parameter.numel() for parameter in self.parameters(recurse=False))}
+
     def declares(self, path: str) -> bool:
         """Whether `op_count` covers what the module at this path inside the operator runs; "" is the operator."""
         return True

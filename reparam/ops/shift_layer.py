@@ -53,6 +53,14 @@ class ShiftLayer(Operator):
             rounded = shift_and_sign_weight(self.shift, self.sign, self.offset, self.options)
         return rounded if self.kept is None else rounded * self.kept
 
+    def weight_words(self) -> dict[str, int]:
+        """A sign and an exponent code for each weight, whatever trains it, and the bias in floats.
+
+        The offset of a channel is added to the exponents of its output and is no word of its own.
+        """
+        latent = self.latent if self.options.parameterisation == "q" else self.shift
+        return {f"i{self.options.bits}": latent.numel(), "f32": 0 if self.bias is None else self.bias.numel()}
+
     def count(self, *, inputs: int, outputs: int, products: int) -> OpCount:
         """One shift and one add per product, one add per output for the bias, and fixed-point scaling of the input.
 

@@ -1,5 +1,6 @@
 """`reparam.profile`: counts that agree with the plan, sizes of files, and a latency measured here or none."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.errors import CheckpointError, ModelError
+from reparam.cost.energy_table import MemoryLevels, energy_tables
+from reparam.errors import CheckpointError, CostError, ModelError
 from tests.pico import FULL, cnn, images, inline_net, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -90,3 +92,44 @@ def test_measured_shares_of_a_run_replace_the_balanced_load(tmp_path: Path) -> N
     tokens, layer = 17, 16 * 64
     # All tokens multiplied instead of 40 %: of two images, 14 of 34 tokens before.
     assert measured.operations["mul.f32"] - balanced.operations["mul.f32"] == 2 * 2 * layer * (tokens - 7)
+
+
+def test_the_modules_of_a_profile_sum_to_its_operations() -> None:
+    profiled = reparam.profile(vit(), example_input=images(), measure=False)
+    total: Counter[str] = sum((Counter(module.operations) for module in profiled.modules), Counter())
+    assert dict(total) == profiled.operations
+    by_path = {module.path: module for module in profiled.modules}
+    assert by_path["blocks.1.mlp.fc1"].type == "Linear"
+    assert by_path["blocks.1.mlp.fc1"].operations["mul.f32"] == 17 * 16 * 64
+
+
+def test_every_installed_table_prices_the_operations_in_floats_and_in_int8() -> None:
+    profiled = reparam.profile(vit(), example_input=images(), measure=False)
+    operations = profiled.operations
+    assert [energy.table for energy in profiled.energies] == sorted(energy_tables())
+    horowitz, int8 = profiled.energies[1], profiled.int8_energies[1]
+    additions = (operations["add.f32"] + operations["cmp.f32"]) * 0.9
+    assert horowitz.picojoules == pytest.approx(operations["mul.f32"] * 3.7 + additions)
+    assert int8.picojoules == pytest.approx(
+        operations["mul.f32"] * 0.2 + operations["add.f32"] * 0.1 + operations["cmp.f32"] * 0.9
+    )
+    assert set(horowitz.unpriced) == {"exp.f32", "div.f32", "sqrt.f32"}
+
+
+def test_memory_is_priced_where_it_is_said_and_only_by_tables_that_price_it() -> None:
+    memory = MemoryLevels(weights="dram")
+    profiled = reparam.profile(vit(), example_input=images(), measure=False, memory=memory)
+    (energy,) = profiled.energies
+    assert energy.table == "horowitz-45nm"
+    assert energy.by_operation["read.weight.f32"] == pytest.approx(profiled.parameters * 32 * 1300 / 64)
+    with pytest.raises(CostError, match='"ecoformer" has no memory "dram"'):
+        reparam.profile(vit(), example_input=images(), measure=False, memory=memory, tables=["ecoformer"])
+
+
+def test_the_paper_s_accounting_is_a_table_like_others_and_runs_where_it_is_asked_for() -> None:
+    profiled = reparam.profile(vit(), example_input=images(), measure=False, tables=["shiftaddvit-eyeriss"])
+    (energy,), (int8,) = profiled.energies, profiled.int8_energies
+    assert (energy.table, int8.table) == ("shiftaddvit-eyeriss", "shiftaddvit-eyeriss, 8 bits")
+    assert 0 < int8.picojoules < energy.picojoules
+    with pytest.raises(CostError, match=r'unknown energy table "shiftadvit"'):
+        reparam.profile(vit(), example_input=images(), measure=False, tables=["shiftadvit"])
