@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from reparam.api.recipes import load_recipe as load_recipe
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
+    from reparam.cost.measurement import Measured as Measured
+    from reparam.cost.measurement import Measurement as Measurement
     from reparam.graph.explanation import Explanation as Explanation
     from reparam.graph.records import Plan as Plan
     from reparam.ops.base import OPERATORS as OPERATORS
@@ -59,6 +61,8 @@ _HOME = {
     "Explanation": "reparam.graph.explanation",
     "FinetuneResult": "reparam.api.finetune",
     "Examination": "reparam.survey.records",
+    "Measured": "reparam.cost.measurement",
+    "Measurement": "reparam.cost.measurement",
     "OPERATORS": "reparam.ops.base",
     "Plan": "reparam.graph.records",
     "Profile": "reparam.api.profile",

@@ -1,15 +1,30 @@
-"""`reparam profile`: parameters, operations, size and latency of a run beside its dense original, or of any model."""
+"""`reparam profile`: counts and size of a run or a model, and what it takes here beside the best dense baselines."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import reparam
-from reparam_cli.options import AsJson, Source
+from reparam_cli.options import AsJson, Device, Source
 from reparam_cli.streams import only_results_on_stdout, plain, print_json
 
-BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images per forward.")]
+BatchSizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-b", "--batch-size", metavar="N[,N...]", help="Images per forward; may be repeated.", show_default="1"
+    ),
+]
+Baselines = Annotated[
+    str,
+    typer.Option(
+        "--baselines",
+        metavar="quick|all|none|NAME,...",
+        help="Ways to run the dense original: quick is eager in fp32 and bf16, all also compiles and exports.",
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", help="Threads of the CPU.", show_default="torch's own number")
+]
 NoLatency = Annotated[bool, typer.Option("--no-latency", help="Count only; run nothing.")]
 NoDense = Annotated[bool, typer.Option("--no-dense", help="Leave out the dense original of a run.")]
 
@@ -17,22 +32,42 @@ NoDense = Annotated[bool, typer.Option("--no-dense", help="Leave out the dense o
 def profile(
     source: Source,
     *,
-    batch_size: BatchSize = 1,
+    batch_size: BatchSizes = None,
+    baselines: Baselines = "quick",
+    threads: Threads = None,
+    device: Device = None,
     no_latency: NoLatency = False,
     no_dense: NoDense = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count parameters and operations and measure latency; a run stands beside its dense original."""
-    original = Path(source) / "dense"
-    with only_results_on_stdout():
-        dense = None
-        if original.is_dir() and not no_dense:
-            dense = reparam.profile(str(original), batch_size=batch_size, measure=not no_latency)
-        profiled = reparam.profile(source, batch_size=batch_size, measure=not no_latency)
-    if as_json:
-        print_json({**plain(profiled), "dense": plain(dense) if dense else None})
-        return
-    from reparam_cli.render.results import profile_view  # Rich, imported only when there is something to draw
-    from reparam_cli.render.screen import show
+    """Count parameters and operations; measure latency, memory and energy beside the best dense baselines."""
+    from reparam_cli.render.screen import message_console, show  # Rich, imported only when needed
+    from reparam_cli.render.training import progress_on
 
-    show(profile_view(profiled, dense=dense))
+    with only_results_on_stdout(), progress_on(message_console()) as progress:
+        profiled = reparam.profile(
+            source,
+            batch_size=_numbers(batch_size or ["1"]),
+            measure=not no_latency,
+            baselines=baselines,
+            threads=threads,
+            device=device,
+            with_dense=not no_dense,
+            progress=progress,
+        )
+    if as_json:
+        print_json(plain(profiled))
+        return
+    from reparam_cli.render.measured import measured_view
+    from reparam_cli.render.results import profile_view
+
+    show(profile_view(profiled))
+    if profiled.measured is not None:
+        show(measured_view(profiled.measured))
+
+
+def _numbers(words: list[str]) -> list[int]:
+    try:
+        return [int(number) for word in words for number in word.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f'wanted numbers, got "{",".join(words)}"', param_hint="--batch-size") from None

@@ -97,7 +97,7 @@ def _rows(tuned: FinetuneResult, converted: Evaluation, run: Path) -> tuple[Demo
 
 
 def _row(name: str, evaluation: Evaluation, checkpoint: Path) -> DemoRow:
-    profiled = profile(checkpoint, mult_share=evaluation.mult_share)
+    profiled = profile(checkpoint, mult_share=evaluation.mult_share, baselines="none", with_dense=False, write=False)
     assert profiled.latency is not None
     assert profiled.file_bytes is not None
     return DemoRow(

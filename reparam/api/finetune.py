@@ -10,6 +10,7 @@ from typing import Any, Literal
 from reparam.api.evaluate import write_evaluation
 from reparam.api.listeners import Resumed, recorded
 from reparam.api.prepare import prepare
+from reparam.api.profile import PROFILE_NAME
 from reparam.api.resume import (
     RECOVERY,
     Finetuning,
@@ -213,6 +214,7 @@ def _finish(
     if kept in results and is_main():
         run.promote(kept)
         write_evaluation(run.folder, results[kept].best)
+        (run.folder / PROFILE_NAME).unlink(missing_ok=True)  # that of the weights before
     return FinetuneResult(
         out=run.folder,
         dense=dense,

@@ -14,7 +14,6 @@ activations between the layers, and memory are not in it, so it is a proxy and n
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from statistics import median, quantiles
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 
 from reparam.cost.energy import price
 from reparam.cost.energy_table import load_table
-from reparam.cost.latency import device_name, in_eval, timer_class
+from reparam.cost.latency import device_name, in_eval
+from reparam.cost.rounds import time_in_turns
 from reparam.counts import OpCount
 from reparam.ops.channel_layer import count_dense
 from reparam.ops.experts import Expert
@@ -146,29 +146,15 @@ def _experts(mixture: _Mixture, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _measure(experts: tuple[Expert, Expert], tokens: Tensor, *, batch: int, run_time: float) -> ExpertLatency:
     threads = torch.get_num_threads()
-    timers = [
-        timer_class()("run(x)", globals={"run": torch.inference_mode()(run), "x": tokens}, num_threads=threads)
-        for run in experts
-    ]
-    for timer in timers:
-        timer.timeit(2)
-    # As many runs for both, so that the rounds of one are not shorter and noisier than those of the other.
-    slowest = max(timer.timeit(2).mean for timer in timers)
-    runs = max(1, round(run_time / _ROUNDS / slowest))
-    rounds = [[timer.timeit(runs).mean * 1e3 for timer in timers] for _ in range(_ROUNDS)]
-    multiply, shift = zip(*rounds, strict=True)
+    runs = [partial(torch.inference_mode()(run), tokens) for run in experts]
+    multiply, shift = time_in_turns(dict(enumerate(runs)), threads=threads, seconds=run_time, rounds=_ROUNDS).values()
     return ExpertLatency(
-        multiply_ms=median(multiply),
-        multiply_iqr_ms=_iqr(multiply),
-        shift_ms=median(shift),
-        shift_iqr_ms=_iqr(shift),
+        multiply_ms=multiply.median_ms,
+        multiply_iqr_ms=multiply.iqr_ms,
+        shift_ms=shift.median_ms,
+        shift_iqr_ms=shift.iqr_ms,
         tokens=len(tokens),
         batch=batch,
         threads=threads,
         device=device_name(tokens.device),
     )
-
-
-def _iqr(values: tuple[float, ...]) -> float:
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return high - low

@@ -1,24 +1,22 @@
-"""Measures how long one forward takes here, with torch's own timer: warm-up, enough runs, median and spread."""
+"""A latency that was measured here, and what every measurement needs: evaluation mode, threads, the device's name."""
 
 import logging
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reparam.recipe.schema import Frozen
 
-if TYPE_CHECKING:
-    from torch.utils.benchmark import Timer
-
-#: Seconds spent measuring; torch's timer chooses how many runs fit.
-_MIN_RUN_TIME = 0.5
-
 
 class Latency(Frozen):
-    """A latency that was measured here: median and interquartile range of `runs` forwards of one batch."""
+    """A latency that was measured here, of `runs` forwards of one batch in several rounds.
+
+    Median and interquartile range are those of the rounds' means. `dtype` is that of weights and activations.
+    """
 
     median_ms: float
     iqr_ms: float
@@ -27,32 +25,6 @@ class Latency(Frozen):
     threads: int
     device: str
     dtype: str
-
-
-def measure_latency(model: nn.Module, example_input: Tensor, *, min_run_time: float = _MIN_RUN_TIME) -> Latency:
-    """Times eager inference of `model` on `example_input` (batch first); leaves every module in its mode.
-
-    Args:
-        model: on the device of `example_input`.
-        example_input: one batch.
-        min_run_time: seconds to spend.
-    """
-    threads = torch.get_num_threads()
-    timer = timer_class()(
-        "run(x)", globals={"run": torch.inference_mode()(model), "x": example_input}, num_threads=threads
-    )
-    with in_eval(model):
-        timer.timeit(2)
-        measured = timer.blocked_autorange(min_run_time=min_run_time)
-    return Latency(
-        median_ms=measured.median * 1e3,
-        iqr_ms=measured.iqr * 1e3,
-        runs=len(measured.times) * measured.number_per_run,
-        batch_size=example_input.shape[0],
-        threads=threads,
-        device=device_name(example_input.device),
-        dtype=str(example_input.dtype).removeprefix("torch."),
-    )
 
 
 @contextmanager
@@ -67,13 +39,32 @@ def in_eval(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def timer_class() -> "type[Timer]":
-    """torch's timer of small programs, which synchronises devices and fixes the number of threads."""
-    # Imported here, and quietly: the import warns on machines that have a CUDA toolkit and no GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils.benchmark import Timer
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """torch with so many threads on the CPU; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    return Timer
+
+def hush_toolkit_search() -> None:
+    """Keeps torch from warning, when it looks for a CUDA toolkit, that a machine which has one has no GPU."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def machine_name(device: torch.device) -> str:
+    """The name of the GPU or of the processor, as the machine gives it."""
+    if device.type == "cuda":
+        return device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:

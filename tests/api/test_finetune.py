@@ -325,7 +325,9 @@ def test_the_metrics_tell_every_step_epoch_and_target(converted: FinetuneResult,
 
 def test_a_second_training_replaces_what_is_on_record(data: DataSettings, converted: FinetuneResult) -> None:
     before = (converted.out / "metrics.jsonl").read_text().splitlines()
+    (converted.out / "profile.json").write_text("of the weights before")
     finetune(converted.out, data=data, settings=QUICK, stage=1, device=DEVICE)
+    assert not (converted.out / "profile.json").exists()
     after = (converted.out / "metrics.jsonl").read_text().splitlines()
     assert len(after) == len(before)
     first = [line for line in before if json.loads(line)["stage"] == "attention"]

@@ -1,16 +1,22 @@
 """`reparam.profile`: counts that agree with the plan, sizes of files, and a latency measured here or none."""
 
+import re
+import shutil
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import reparam
+from reparam import Profile
 from reparam.cost.energy_table import MemoryLevels, energy_tables
-from reparam.errors import CheckpointError, CostError, ModelError
+from reparam.cost.rounds import Rounds
+from reparam.errors import CheckpointError, CostError, ModelError, OptionError
+from reparam.train.progress import Silent
 from tests.pico import FULL, cnn, images, inline_net, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -40,15 +46,151 @@ def test_a_checkpoint_is_counted_as_converted_and_its_file_is_weighed(tmp_path: 
     assert profiled.operations["shift.f32"] > 0
 
 
-def test_a_latency_is_measured_on_the_batch_that_was_asked_for() -> None:
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes that were timed, by a clock that gives each run a millisecond more than the one before it."""
+    sizes: list[int] = []
+
+    def time_in_turns(runs: Mapping[Any, Callable[[], Tensor]], **options: Any) -> dict[Any, Rounds]:
+        sizes.append({len(run()) for run in runs.values()}.pop())
+        return _a_millisecond_more_each(runs)
+
+    monkeypatch.setattr("reparam.cost.measure.time_in_turns", time_in_turns)
+    monkeypatch.setattr("reparam.cost.expert_latency.time_in_turns", _a_millisecond_more_each)
+    return sizes
+
+
+def _a_millisecond_more_each(runs: Mapping[Any, object], **options: Any) -> dict[Any, Rounds]:
+    return {key: Rounds(means_ms=(n, n, n), runs=3) for n, key in enumerate(runs, start=1)}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    reparam.convert("vit_tiny_patch16_224", "shiftaddvit", **NAMED, out=folder)
+    return folder
+
+
+def test_latencies_are_measured_on_the_batches_that_were_asked_for(timed: list[int]) -> None:
     model = reparam.convert(vit(), FULL, example_input=images()).model
-    latency = reparam.profile(model, batch_size=3).latency
-    assert latency is not None
-    assert (latency.batch_size, latency.device) == (3, "cpu")
-    assert latency.median_ms > 0
+    profiled = reparam.profile(model, batch_size=[3, 1], threads=2)
+    assert profiled.latency is not None
+    assert (profiled.latency.batch_size, profiled.latency.device, profiled.latency.threads) == (3, "cpu", 2)
+    assert profiled.measured is not None
+    assert [(m.side, m.engine, m.batch_size) for m in profiled.measured.measurements] == [
+        ("converted", "eager", 3),
+        ("converted", "eager", 1),
+    ]
+    assert timed == [3, 1]
 
 
-def test_measuring_leaves_the_modes_of_a_module_alone() -> None:
+def test_a_run_is_measured_beside_the_baselines_of_its_original(run_folder: Path, timed: list[int]) -> None:
+    profiled = reparam.profile(run_folder, batch_size=2)
+    measured, dense = profiled.measured, profiled.dense
+    assert measured is not None
+    assert dense is not None
+    assert [(m.side, m.engine) for m in measured.measurements if m.latency] == [
+        ("converted", "eager"),
+        ("dense", "eager"),
+        ("dense", "bf16"),
+    ]
+    (comparison,) = measured.comparisons
+    assert (comparison.engine, comparison.dense_ms, comparison.converted_ms) == ("eager", 2.0, 1.0)
+    assert (profiled.latency.median_ms, dense.latency.median_ms) == (1.0, 2.0)  # type: ignore[union-attr]
+    assert dense.operations["mul.f32"] > profiled.operations["mul.f32"]
+    assert dense.file_bytes == (run_folder / "dense" / "model.safetensors").stat().st_size
+    assert {row.shares for row in measured.schedules} == {"timed batch", "balanced"}
+
+
+def test_what_was_measured_stands_in_the_run_and_reads_back(run_folder: Path, timed: list[int]) -> None:
+    profiled = reparam.profile(run_folder, baselines="none")
+    written = Profile.model_validate_json((run_folder / "profile.json").read_bytes())
+    assert written == profiled
+    assert written.measured is not None
+    assert not (run_folder / "dense" / "profile.json").exists()
+    reparam.profile(run_folder, measure=False, write=False)
+    assert Profile.model_validate_json((run_folder / "profile.json").read_bytes()) == profiled
+
+
+def test_a_profile_that_fails_leaves_the_one_before(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_folder / "profile.json").write_text("the one before")
+    monkeypatch.setattr("reparam.api.profile.measure_models", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reparam.profile(run_folder)
+    assert (run_folder / "profile.json").read_text() == "the one before"
+
+
+def test_the_original_of_a_run_can_be_left_out(run_folder: Path, timed: list[int]) -> None:
+    profiled = reparam.profile(run_folder, with_dense=False, write=False)
+    assert profiled.dense is None
+    assert profiled.measured is not None
+    assert {m.side for m in profiled.measured.measurements} == {"converted"}
+    assert profiled.measured.comparisons == ()
+
+
+def test_a_stage_stands_beside_the_original_of_its_run(run_folder: Path, timed: list[int]) -> None:
+    stage = run_folder / "stage-0-attention"
+    stage.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run_folder / name, stage / name)
+    profiled = reparam.profile(stage, measure=False, write=False)
+    assert profiled.dense is not None
+    assert profiled.dense.name == str(run_folder / "dense")
+
+
+def test_a_converted_model_without_its_original_is_measured_alone_and_that_is_said(
+    run_folder: Path, timed: list[int], tmp_path: Path
+) -> None:
+    class Notes(Silent):
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    told: list[str] = []
+    (tmp_path / "dense").mkdir()  # of nobody: the folder above is no run
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "alone").mkdir(exist_ok=True)
+        shutil.copy(run_folder / name, tmp_path / "alone" / name)
+        shutil.copy(run_folder / "dense" / name, tmp_path / "dense" / name)
+    profiled = reparam.profile(tmp_path / "alone", progress=Notes())
+    assert profiled.dense is None
+    assert profiled.measured is not None
+    assert [m.side for m in profiled.measured.measurements] == ["converted"]
+    assert (
+        told[0] == f"{tmp_path / 'alone'} has no dense original beside it, so it is measured alone, without baselines"
+    )
+
+
+def test_a_model_that_is_not_converted_is_run_by_the_baselines_itself(timed: list[int]) -> None:
+    profiled = reparam.profile(vit(), example_input=images())
+    assert profiled.measured is not None
+    assert {m.side for m in profiled.measured.measurements} == {"dense"}
+    assert [m.engine for m in profiled.measured.measurements if m.latency] == ["eager", "bf16"]
+    assert (profiled.measured.comparisons, profiled.measured.schedules) == ((), ())
+
+
+def test_without_baselines_it_still_runs_as_it_is(timed: list[int]) -> None:
+    profiled = reparam.profile(vit(), example_input=images(), baselines="none")
+    assert profiled.measured is not None
+    assert [m.engine for m in profiled.measured.measurements] == ["eager"]
+    assert profiled.latency == profiled.measured.measurements[0].latency
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch size 0: wanted 1 or more"),
+        ({"batch_size": (4, -1)}, "batch size -1: wanted 1 or more"),
+        ({"batch_size": ()}, "no batch size to measure"),
+        ({"threads": 0}, "threads 0: wanted 1 or more"),
+        ({"baselines": "quick,bf61"}, 'unknown baseline "bf61". Did you mean "bf16"?'),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_loaded(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        reparam.profile("no-such-model", **options)
+
+
+def test_measuring_leaves_the_modes_of_a_module_alone(timed: list[int]) -> None:
     model = inline_net().train()
     model.blocks[0].eval()
     reparam.profile(model, example_input=images())

@@ -1,95 +1,217 @@
 import json
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import reparam
+from reparam import Profile
+from reparam.cost.energy_meter import MeasuredEnergy
+from reparam.cost.expert_schedule import ExpertSchedule
+from reparam.cost.latency import Latency
+from reparam.cost.measurement import Measured, Measurement, Side, compare
 from tests.cli.conftest import RunCli
 
-
-class _Profile(SimpleNamespace):
-    def model_dump(self, *, mode: str, by_alias: bool) -> dict[str, Any]:
-        return {"name": self.name, "parameters": self.parameters}
+Asked = list[tuple[str, dict[str, Any]]]
 
 
-def _profile(name: str, *, muls: int, ms: float, latency: bool = True) -> _Profile:
-    measured = SimpleNamespace(
-        median_ms=ms, iqr_ms=0.125, batch_size=1, threads=2, device="cpu", runs=30, dtype="float32"
+def timed(side: Side, engine: str, title: str, ms: float, **more: Any) -> Measurement:
+    latency = Latency(
+        median_ms=ms, iqr_ms=0.125, runs=30, batch_size=8, threads=2, device="cpu", dtype="float32"
+    )  # fmt: skip
+    figures = {"latency": latency, "images_per_second": 8e3 / ms, **more}
+    return Measurement(side=side, engine=engine, title=title, batch_size=8, status="measured", **figures)
+
+
+def left_out(status: Any, engine: str, reason: str) -> Measurement:
+    return Measurement(side="dense", engine=engine, title="", batch_size=8, status=status, reason=reason)
+
+
+def measured(*, converted_ms: float = 12.5, energy: MeasuredEnergy | None = None) -> Measured:
+    measurements = (
+        timed("converted", "eager", "eager, fp32", converted_ms, peak_bytes=2_500_000, energy=energy),
+        timed("dense", "eager", "eager, fp32", 10.0, peak_bytes=1_250_000),
+        timed("dense", "compiled-bf16", "torch.compile, bf16", 5.0, error=0.013, tolerance=0.05),
+        left_out("skipped", "onnxruntime", 'onnxruntime is not installed: pip install "reparam[bench]"'),
+        left_out("failed", "compiled", "RuntimeError: no compiler"),
+        left_out("wrong", "bf16", "its outputs differ from eager's by 2 of their size, more than 0.05"),
     )
-    return _Profile(
+    comparison = compare(measurements)
+    assert comparison is not None
+    schedule = ExpertSchedule(
+        batch_size=8, shares="balanced", mult_share=0.4, sequential_ms=12.5, sequential="modelled", parallel_ms=11.0
+    )  # fmt: skip
+    return Measured(
+        machine="AMD EPYC",
+        threads=2,
+        torch="2.14",
+        measurements=measurements,
+        comparisons=(comparison,),
+        schedules=(schedule,),
+        no_energy=None if energy else "no RAPL or NVML here",
+    )
+
+
+def counted(name: str, *, muls: int) -> Profile:
+    return Profile(
         name=name,
         parameters=5_717_416,
         operations={"mul.f32": muls, "add.f32": 2000, "shift.f32": 4000 - muls},
         uncounted={} if name.endswith("dense") else {"aten.sin": 2},
         experts=None if name.endswith("dense") else "balanced",
         file_bytes=22_900_000,
-        latency=measured if latency else None,
+        latency=None,
+        modules=(),
+        energies=(),
+        int8_energies=(),
     )
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    calls: list[tuple[str, dict[str, Any]]] = []
+def answer() -> dict[str, Any]:
+    """What the profile of the stand-in API holds besides counts."""
+    return {"measured": measured(), "dense": counted("run/dense", muls=4000)}
 
-    def profile(source: str, **options: Any) -> object:
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]) -> Asked:
+    calls: Asked = []
+
+    def profile(source: str, *, progress: Any, **options: Any) -> Profile:
+        progress.message("preparing torch.compile")
         calls.append((source, options))
-        is_dense = source.endswith("dense")
-        return _profile(
-            source, muls=4000 if is_dense else 1000, ms=10.0 if is_dense else 12.5, latency=options["measure"]
-        )
+        return counted(source, muls=1000).model_copy(update=answer)
 
     monkeypatch.setitem(vars(reparam), "profile", profile)
     return calls
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    (tmp_path / "run" / "dense").mkdir(parents=True)
-    return tmp_path / "run"
-
-
-def _lines(out: str) -> list[str]:
+def lines(out: str) -> list[str]:
     return [" ".join(line.split()) for line in out.splitlines()]
 
 
-def test_a_model_stands_alone(run_cli: RunCli, asked: list[tuple[str, dict[str, Any]]]) -> None:
-    lines = _lines(run_cli("profile", "deit_tiny").out)
-    assert asked == [("deit_tiny", {"batch_size": 1, "measure": True})]
-    assert lines[:2] == ["deit_tiny", "model"]
-    assert "parameters 5.72 M" in lines
-    assert "latency, median 12.5 ms" in lines
-    assert "not counted in deit_tiny: aten.sin=2" in lines
-
-
-def test_a_run_stands_beside_its_dense_original(
-    run_cli: RunCli, asked: list[tuple[str, dict[str, Any]]], run_folder: Path
-) -> None:
-    lines = _lines(run_cli("profile", str(run_folder), "-b", "8").out)
+def test_defaults_ask_for_one_image_and_what_needs_no_compiler(run_cli: RunCli, asked: Asked) -> None:
+    run_cli("profile", "run")
     assert asked == [
-        (str(run_folder / "dense"), {"batch_size": 8, "measure": True}),
-        (str(run_folder), {"batch_size": 8, "measure": True}),
+        (
+            "run",
+            {
+                "batch_size": [1],
+                "measure": True,
+                "baselines": "quick",
+                "threads": None,
+                "device": None,
+                "with_dense": True,
+            },
+        )
     ]
-    assert "multiplications 4.00 k 1.00 k 4.00x fewer" in lines
-    assert "shifts 0 3.00 k all new" in lines
-    assert "additions 2.00 k 2.00 k same" in lines
-    assert "weights on disk 22.9 MB 22.9 MB" in lines
 
 
-def test_slower_than_dense_is_said(run_cli: RunCli, asked: list[tuple[str, dict[str, Any]]], run_folder: Path) -> None:
-    assert "latency, median 10.0 ms 12.5 ms 1.25x slower" in _lines(run_cli("profile", str(run_folder)).out)
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("-b 8", {"batch_size": [8]}),
+        ("-b 1 -b 8", {"batch_size": [1, 8]}),
+        ("--batch-size 1,8,64", {"batch_size": [1, 8, 64]}),
+        ("--baselines eager,openvino --threads 2", {"baselines": "eager,openvino", "threads": 2}),
+        ("--device cuda:1", {"device": "cuda:1"}),
+        ("--no-latency --no-dense", {"measure": False, "with_dense": False}),
+    ],
+)
+def test_options_are_passed_on(run_cli: RunCli, asked: Asked, line: str, wanted: dict[str, Any]) -> None:
+    assert run_cli("profile", "run", *line.split()).code == 0
+    assert wanted.items() <= asked[0][1].items()
 
 
-def test_nothing_is_run_when_only_counts_are_wanted(run_cli: RunCli, asked: list[tuple[str, dict[str, Any]]]) -> None:
+def test_a_run_stands_beside_its_dense_original(run_cli: RunCli, asked: Asked) -> None:
+    found = lines(run_cli("profile", "run").out)
+    assert "multiplications 4.00 k 1.00 k 4.00x fewer" in found
+    assert "shifts 0 3.00 k all new" in found
+    assert "additions 2.00 k 2.00 k same" in found
+    assert "weights on disk 22.9 MB 22.9 MB" in found
+    assert "not counted in run: aten.sin=2" in found
+
+
+def test_a_model_stands_alone_and_without_measurements_nothing_is_said_of_them(
+    run_cli: RunCli, asked: Asked, answer: dict[str, Any]
+) -> None:
+    answer.clear()
+    answer.update(measured=None, dense=None)
     out = run_cli("profile", "deit_tiny", "--no-latency").out
-    assert asked[0][1]["measure"] is False
+    assert lines(out)[:3] == ["deit_tiny", "model", "parameters 5.72 M"]
     assert "latency" not in out
 
 
-def test_json_holds_the_model_and_its_dense_original(
-    run_cli: RunCli, asked: list[tuple[str, dict[str, Any]]], run_folder: Path
+def test_engines_stand_in_the_order_of_their_latency(run_cli: RunCli, asked: Asked) -> None:
+    found = lines(run_cli("profile", "run").out)
+    start = found.index("batch 8 latency spread images/s memory error")
+    assert found[start + 1 : start + 4] == [
+        "dense: torch.compile, bf16 5.00 ms 0.125 ms 1600 - 1.3e-02",
+        "dense: eager, fp32 10.0 ms 0.125 ms 800 1.25 MB",
+        "converted: eager, fp32 12.5 ms 0.125 ms 640 2.50 MB",
+    ]
+
+
+def test_slower_than_dense_is_said_in_red_and_in_bold_where_there_is_no_colour(
+    run_cli: RunCli, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = json.loads(run_cli("profile", str(run_folder), "--json").out)
-    assert (found["name"], found["dense"]["name"]) == (str(run_folder), str(run_folder / "dense"))
-    assert json.loads(run_cli("profile", str(run_folder), "--json", "--no-dense").out)["dense"] is None
+    found = lines(run_cli("profile", "run").out)
+    place = found.index("converted is 2.50x slower than the best dense (torch.compile, bf16)")
+    assert found[place + 1] == "slower than dense here"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[1;31mslower than dense here\x1b[0m" in run_cli("profile", "run").out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[1mslower than dense here\x1b[0m" in run_cli("profile", "run").out
+
+
+def test_faster_than_dense_is_said_and_nothing_of_slower(run_cli: RunCli, asked: Asked, answer: dict[str, Any]) -> None:
+    answer["measured"] = measured(converted_ms=2.5)
+    out = run_cli("profile", "run").out
+    assert "converted is 2.00x faster than the best dense (torch.compile, bf16)" in out
+    assert "slower" not in out
+
+
+def test_every_baseline_without_figures_is_named_with_its_reason(run_cli: RunCli, asked: Asked) -> None:
+    found = lines(run_cli("profile", "run").out)
+    assert 'skipped: onnxruntime: onnxruntime is not installed: pip install "reparam[bench]"' in found
+    assert "failed: compiled: RuntimeError: no compiler" in found
+    assert "wrong: bf16: its outputs differ from eager's by 2 of their size, more than 0.05" in found
+
+
+def test_each_figure_says_its_kind_and_where_it_was_measured(run_cli: RunCli, asked: Asked) -> None:
+    out = " ".join(run_cli("profile", "run").out.split())
+    assert "measured here: AMD EPYC, 2 threads, torch 2.14;" in out
+    assert "balanced load 8 40% 12.5 ms modelled 11.0 ms modelled" in out
+    assert "energy: not measured: no RAPL or NVML here" in out
+
+
+def test_measured_energy_has_a_column(run_cli: RunCli, asked: Asked, answer: dict[str, Any]) -> None:
+    energy = MeasuredEnergy(joules={"cpu package 0": 0.25, "dram 0": 0.125}, images=100, seconds=2.0)
+    answer["measured"] = measured(energy=energy)
+    out = run_cli("profile", "run").out
+    assert "converted: eager, fp32 12.5 ms 0.125 ms 640 2.50 MB 0.375" in lines(out)
+    assert "not measured" not in out
+
+
+def test_json_is_the_profile_and_progress_goes_to_stderr(run_cli: RunCli, asked: Asked) -> None:
+    answer = run_cli("profile", "run", "--json")
+    assert Profile.model_validate(json.loads(answer.out)).measured == measured()
+    assert json.loads(answer.out)["dense"]["name"] == "run/dense"
+    assert answer.err == "preparing torch.compile\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("-b x", 'wanted numbers, got "x"'),
+        ("-b 1,,8", 'wanted numbers, got "1,,8"'),
+        ("-b 0", "error: batch size 0: wanted 1 or more"),
+        ("--threads 0", "error: threads 0: wanted 1 or more"),
+        ("--baselines onxruntime", 'error: unknown baseline "onxruntime". Did you mean "onnxruntime"'),
+    ],
+)
+def test_bad_input_is_one_sentence(run_cli: RunCli, line: str, words: str) -> None:
+    answer = run_cli("profile", "no-such-model", *line.split())
+    assert answer.code == 2
+    assert words in answer.err
+    assert answer.out == ""

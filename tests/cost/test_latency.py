@@ -1,41 +1,36 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from reparam.cost.latency import measure_latency
-from tests.pico import cnn, images
-
-
-def test_a_latency_says_where_how_often_and_on_what_it_was_measured() -> None:
-    latency = measure_latency(cnn(), images(3), min_run_time=0.01)
-    assert latency.median_ms > 0
-    assert latency.iqr_ms >= 0
-    assert latency.runs > 0
-    assert (latency.batch_size, latency.threads) == (3, torch.get_num_threads())
-    assert (latency.device, latency.dtype) == ("cpu", "float32")
+from reparam.cost.latency import in_eval, machine_name, using_threads
 
 
-class Watches(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.modes: set[tuple[bool, bool]] = set()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.modes.add((self.training, torch.is_grad_enabled()))
-        return x
+def model() -> nn.Module:
+    made = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout()).train()
+    made[0].eval()
+    return made
 
 
-def test_it_runs_in_evaluation_without_gradients_and_leaves_every_mode_as_it_was() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), Watches(), nn.Dropout()).train()
-    model[0].eval()
-    measure_latency(model, images(), min_run_time=0.01)
-    assert model[1].modes == {(False, False)}
-    assert [m.training for m in model.modules()] == [True, False, True, True]
-    assert model[0].num_batches_tracked == 0
+def test_inside_all_modules_are_in_evaluation_and_afterwards_each_in_its_own_mode() -> None:
+    made = model()
+    with in_eval(made):
+        assert not any(module.training for module in made.modules())
+    assert [module.training for module in made.modules()] == [True, False, True]
 
 
 def test_the_modes_are_as_they_were_after_a_failure_too() -> None:
-    model = nn.Sequential(nn.Linear(4, 4)).train()
-    with pytest.raises(RuntimeError):
-        measure_latency(model, torch.zeros(2, 5), min_run_time=0.01)
-    assert all(module.training for module in model.modules())
+    made = model()
+    with pytest.raises(RuntimeError), in_eval(made):
+        raise RuntimeError
+    assert [module.training for module in made.modules()] == [True, False, True]
+
+
+def test_the_number_of_threads_is_the_old_one_afterwards() -> None:
+    before = torch.get_num_threads()
+    with using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_the_machine_has_a_name() -> None:
+    assert machine_name(torch.device("cpu"))

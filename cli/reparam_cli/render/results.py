@@ -92,21 +92,16 @@ def rate_test_view(test: "RateTest") -> RenderableType:
     return Group(table, how)
 
 
-def profile_view(profile: "Profile", *, dense: "Profile | None") -> RenderableType:
-    """Returns counts, size and latency; with `dense`, beside those of the original, and how they changed."""
-    profiles = [profile] if dense is None else [dense, profile]
-    table = plain_table("", *(["model"] if dense is None else ["dense", "converted", "change"]))
+def profile_view(profile: "Profile") -> RenderableType:
+    """Returns counts and size, of a run beside those of its original, and how they changed."""
+    profiles = [profile] if profile.dense is None else [profile.dense, profile]
+    table = plain_table("", *(["model"] if profile.dense is None else ["dense", "converted", "change"]))
     _add_amounts(table, "parameters", [p.parameters for p in profiles])
     for verb, plural in _VERBS.items():
         _add_amounts(table, plural, [_total(p.operations, verb) for p in profiles])
     sizes = [p.file_bytes for p in profiles]
     if any(sizes):
         table.add_row("weights on disk", *(file_size(n) if n else "-" for n in sizes))
-    latencies = [p.latency for p in profiles]
-    if all(latencies):
-        medians = [latency.median_ms for latency in latencies if latency]
-        table.add_row("latency, median", *(f"{three_figures(ms)} ms" for ms in medians), *_speed(medians))
-        table.add_row("latency, spread", *(f"{three_figures(latency.iqr_ms)} ms" for latency in latencies if latency))
     return Group(Text(profile.name, style="bold"), table, *_notes(profiles))
 
 
@@ -143,20 +138,8 @@ def _add_amounts(table: Table, name: str, values: Sequence[int]) -> None:
         table.add_row(name, *(amount(value) for value in values), *([change(*values)] if len(values) == 2 else []))
 
 
-def _speed(medians: Sequence[float]) -> list[Text]:
-    if len(medians) < 2:
-        return []
-    ratio = medians[0] / medians[1]
-    return [Text(f"{ratio:.2f}x faster") if ratio >= 1 else Text(f"{1 / ratio:.2f}x slower", style="red")]
-
-
 def _notes(profiles: Sequence["Profile"]) -> list[Text]:
     notes = []
-    latency = profiles[-1].latency
-    if latency:
-        where = f"{latency.device}, {latency.threads} threads, batch {latency.batch_size}, {latency.dtype}"
-        how = f"{latency.runs} runs, spread is the interquartile range"
-        notes.append(Text(f"latency measured here: {where}; {how}", style="dim"))
     if profiles[-1].experts:
         shares = {"measured": "as measured by evaluate", "balanced": "by their balanced load (modelled)"}
         notes.append(

@@ -1,0 +1,160 @@
+"""Measures a converted model and the baselines of its dense original on one batch, in turns.
+
+Each engine is prepared, run twice, and its outputs are compared with those of the eager original; only those that agree
+are timed.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from reparam.cost.agreement import outputs_of, relative_error
+from reparam.cost.baselines.base import BASELINES, REFERENCE, Baseline, Inapplicable, Run
+from reparam.cost.energy_meter import EnergyMeter, measure_energy
+from reparam.cost.latency import Latency, device_name, in_eval, using_threads
+from reparam.cost.measurement import Measurement, Side, Status
+from reparam.cost.peak_memory import measure_peak_memory
+from reparam.cost.rounds import Rounds, time_in_turns
+from reparam.cost.workload import Workload
+
+#: Seconds for each engine and batch size.
+_SECONDS = 2.0
+#: The first line of some compilers' errors is a page.
+_LONGEST_REASON = 160
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entrant:
+    """An engine that is ready to be timed, with its `run`; or what became of it."""
+
+    side: Side
+    baseline: Baseline
+    status: Status = "measured"
+    reason: str | None = None
+    error: float | None = None
+    run: Run | None = None
+
+
+def measure_batch(
+    batch: Tensor,
+    *,
+    converted: nn.Module | None,
+    dense: nn.Module | None,
+    baselines: Sequence[Baseline],
+    threads: int,
+    meter: EnergyMeter | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+    seconds: float = _SECONDS,
+) -> tuple[Measurement, ...]:
+    """Measures on one batch (B, ...); leaves every module in its mode.
+
+    Args:
+        batch: on the device of the models.
+        converted: run eagerly, as it is.
+        dense: its original, or a model that is none's conversion; run by each of `baselines`.
+        baselines: of the dense model, as `choose_baselines` gives them; outputs must agree with those of the eager one.
+        threads: of the CPU, for torch and for other engines.
+        meter: what counts energy, if anything does.
+        tell: hears what is being done.
+        seconds: for each engine; see `time_in_turns`.
+    """
+    with using_threads(threads), ExitStack() as stack:
+        entrants: list[_Entrant] = []
+        if converted is not None:
+            workload = _opened(converted, batch, threads=threads, stack=stack)
+            entrants.append(_eager("converted", workload))
+        if dense is not None and baselines:
+            workload = _opened(dense, batch, threads=threads, stack=stack)
+            entrants += _dense_entrants(workload, baselines, tell)
+        tell(f"timing batch {len(batch)}")
+        running = {index: entrant.run for index, entrant in enumerate(entrants) if entrant.run is not None}
+        rounds = time_in_turns(running, threads=threads, seconds=seconds)
+        return tuple(
+            _measurement(entrant, rounds.get(index), batch, threads=threads, meter=meter)
+            for index, entrant in enumerate(entrants)
+        )
+
+
+def _opened(model: nn.Module, batch: Tensor, *, threads: int, stack: ExitStack) -> Workload:
+    stack.enter_context(in_eval(model))
+    return stack.enter_context(Workload(model, batch, threads=threads))
+
+
+def _dense_entrants(workload: Workload, baselines: Sequence[Baseline], tell: Callable[[str], None]) -> list[_Entrant]:
+    eager = _eager("dense", workload)
+    assert eager.run is not None
+    wanted, entrants = outputs_of(eager.run()), [eager]
+    for baseline in baselines:
+        if baseline.name != REFERENCE:
+            tell(f"preparing {baseline.title} for batch {len(workload.batch)}")
+            entrants.append(_checked(baseline, workload, wanted))
+    return entrants
+
+
+def _eager(side: Side, workload: Workload) -> _Entrant:
+    """What runs as it is written; an error in it is the model's own."""
+    baseline = BASELINES.get(REFERENCE)
+    return _Entrant(side=side, baseline=baseline, run=_prepared(baseline, workload))
+
+
+def _checked(baseline: Baseline, workload: Workload, wanted: list[Tensor]) -> _Entrant:
+    tried = _Entrant(side="dense", baseline=baseline)
+    try:
+        run = _prepared(baseline, workload)
+        run()  # the answer of the second run counts: some engines only record or tune in their first
+        error = relative_error(outputs_of(run()), wanted)
+    except Inapplicable as why:
+        return replace(tried, status="skipped", reason=str(why))
+    except Exception as failure:
+        return replace(tried, status="failed", reason=_one_line(failure))
+    if error > baseline.tolerance:
+        reason = f"its outputs differ from eager's by {error:.2g} of their size, more than {baseline.tolerance:g}"
+        return replace(tried, status="wrong", reason=reason, error=error)
+    return replace(tried, error=error, run=run)
+
+
+def _prepared(baseline: Baseline, workload: Workload) -> Run:
+    run: Run = torch.inference_mode()(baseline.prepare(workload))
+    return run
+
+
+def _one_line(failure: Exception) -> str:
+    words = " ".join(f"{type(failure).__name__}: {failure}".split())
+    return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]} ..."
+
+
+def _measurement(
+    entrant: _Entrant, rounds: Rounds | None, batch: Tensor, *, threads: int, meter: EnergyMeter | None
+) -> Measurement:
+    baseline = entrant.baseline
+    record = Measurement(
+        side=entrant.side,
+        engine=baseline.name,
+        title=baseline.title,
+        batch_size=len(batch),
+        status=entrant.status,
+        reason=entrant.reason,
+        error=entrant.error,
+        tolerance=None if entrant.error is None else baseline.tolerance,
+    )
+    if rounds is None or entrant.run is None:
+        return record
+    latency = Latency(
+        median_ms=rounds.median_ms,
+        iqr_ms=rounds.iqr_ms,
+        runs=rounds.runs,
+        batch_size=len(batch),
+        threads=threads,
+        device=device_name(batch.device),
+        dtype=baseline.dtype,
+    )
+    figures = {
+        "latency": latency,
+        "images_per_second": len(batch) * 1e3 / latency.median_ms,
+        "peak_bytes": measure_peak_memory(entrant.run, batch.device) if baseline.in_torch else None,
+        "energy": meter and measure_energy(entrant.run, meter, run_ms=latency.median_ms, batch_size=len(batch)),
+    }
+    return record.model_copy(update=figures)

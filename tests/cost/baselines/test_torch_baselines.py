@@ -1,0 +1,108 @@
+"""What runs in torch: types, memory formats and compiler options as asked for; the compiler itself is not run."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reparam.cost.baselines.base import BASELINES, Inapplicable
+from reparam.cost.workload import Workload
+from tests.pico import cnn, images, vit
+
+
+class Sees(nn.Module):
+    """Notes what it is given, before a model that is run on it."""
+
+    def __init__(self, model: nn.Module, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.model, self.seen = model, seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.model(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sees":
+        import copy
+
+        return Sees(copy.deepcopy(self.model, memo), self.seen)
+
+
+@pytest.fixture
+def seen() -> list[Tensor]:
+    return []
+
+
+@pytest.fixture
+def workload(seen: list[Tensor]) -> Iterator[Callable[[nn.Module], Workload]]:
+    made: list[Workload] = []
+
+    def make(model: nn.Module) -> Workload:
+        made.append(Workload(Sees(model, seen).eval(), images(), threads=1))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.__exit__(None, None, None)
+
+
+def test_eager_is_the_model_itself(workload: Callable[[nn.Module], Workload], seen: list[Tensor]) -> None:
+    dense = workload(vit())
+    out = BASELINES.get("eager").prepare(dense)()
+    assert seen[0] is dense.batch
+    assert torch.equal(out, dense.model(dense.batch))  # type: ignore[arg-type]
+
+
+def test_channels_last_is_for_convolutional_networks(
+    workload: Callable[[nn.Module], Workload], seen: list[Tensor]
+) -> None:
+    dense = workload(cnn())
+    BASELINES.get("channels-last").prepare(dense)()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(Inapplicable, match="no convolutional network"):
+        BASELINES.get("channels-last").prepare(workload(vit()))  # a patch embedding is one convolution
+
+
+@pytest.mark.parametrize("make", [vit, cnn], ids=["vit", "cnn"])
+def test_bf16_casts_a_copy_and_its_input(
+    workload: Callable[[nn.Module], Workload], seen: list[Tensor], make: Callable[[], nn.Module]
+) -> None:
+    dense = workload(make())
+    out = BASELINES.get("bf16").prepare(dense)()
+    assert isinstance(out, Tensor)
+    assert (out.dtype, seen[0].dtype) == (torch.bfloat16, torch.bfloat16)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) is (make is cnn)
+    assert {parameter.dtype for parameter in dense.model.parameters()} == {torch.float32}
+
+
+def test_bf16_leaves_integer_inputs_alone() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
+    out = BASELINES.get("bf16").prepare(Workload(model, torch.zeros(2, 3, dtype=torch.int64), threads=1))()
+    assert isinstance(out, Tensor)
+    assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("compiled", torch.float32), ("compiled-bf16", torch.bfloat16)])
+def test_the_compiler_gets_fixed_sizes_and_freezes_weights(
+    workload: Callable[[nn.Module], Workload],
+    seen: list[Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dtype: torch.dtype,
+) -> None:
+    asked: list[dict[str, Any]] = []
+    resets: list[str] = []
+
+    def fake_compile(model: nn.Module, **options: Any) -> nn.Module:
+        asked.append(options)
+        return model
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append("reset"))
+    with workload(vit()) as dense:
+        BASELINES.get(name).prepare(dense)()
+        assert resets == []  # it would throw away what the next run needs
+    assert asked == [{"dynamic": False, "options": {"freezing": True}}]
+    assert seen[0].dtype == dtype
+    assert resets == ["reset"]
