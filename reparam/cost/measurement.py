@@ -1,7 +1,6 @@
 """Records of what was measured here: a model, the ways to run its dense original, and how they compare."""
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Literal
 
 from reparam.cost.energy_meter import MeasuredEnergy
@@ -38,7 +37,10 @@ class Measurement(Frozen):
 
 
 class Comparison(Frozen):
-    """A converted model and the fastest baseline of its dense original; `ratio` above 1 says how much slower it is."""
+    """A converted model and the fastest baseline of its dense original; `ratio` above 1 says how much slower it is.
+
+    `spread` is the larger of both interquartile ranges, relative to its median: the ratio is no more certain than that.
+    """
 
     batch_size: int
     engine: str
@@ -46,6 +48,7 @@ class Comparison(Frozen):
     dense_ms: float
     converted_ms: float
     ratio: float
+    spread: float
 
 
 class Measured(Frozen):
@@ -67,17 +70,18 @@ class Measured(Frozen):
 
 def compare(measurements: Sequence[Measurement]) -> Comparison | None:
     """The converted model against the fastest dense baseline, of one batch size; None unless both were timed."""
-    timed = [(m.latency.median_ms, m) for m in measurements if m.latency is not None]
-    dense = min(((ms, m) for ms, m in timed if m.side == "dense"), default=None, key=itemgetter(0))
-    converted = next((ms for ms, m in timed if m.side == "converted"), None)
-    if dense is None or converted is None:
+    timed = [(m, m.latency) for m in measurements if m.latency is not None]
+    dense = [(m, latency) for m, latency in timed if m.side == "dense"]
+    converted = next((latency for m, latency in timed if m.side == "converted"), None)
+    if not dense or converted is None:
         return None
-    best_ms, best = dense
+    best, fastest = min(dense, key=lambda pair: pair[1].median_ms)
     return Comparison(
         batch_size=best.batch_size,
         engine=best.engine,
         title=best.title,
-        dense_ms=best_ms,
-        converted_ms=converted,
-        ratio=converted / best_ms,
+        dense_ms=fastest.median_ms,
+        converted_ms=converted.median_ms,
+        ratio=converted.median_ms / fastest.median_ms,
+        spread=max(latency.iqr_ms / latency.median_ms for latency in (fastest, converted)),
     )

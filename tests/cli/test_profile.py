@@ -14,9 +14,9 @@ from tests.cli.conftest import RunCli
 Asked = list[tuple[str, dict[str, Any]]]
 
 
-def timed(side: Side, engine: str, title: str, ms: float, **more: Any) -> Measurement:
+def timed(side: Side, engine: str, title: str, ms: float, *, iqr_ms: float = 0.125, **more: Any) -> Measurement:
     latency = Latency(
-        median_ms=ms, iqr_ms=0.125, runs=30, batch_size=8, threads=2, device="cpu", dtype="float32"
+        median_ms=ms, iqr_ms=iqr_ms, runs=30, batch_size=8, threads=2, device="cpu", dtype="float32"
     )  # fmt: skip
     figures = {"latency": latency, "images_per_second": 8e3 / ms, **more}
     return Measurement(side=side, engine=engine, title=title, batch_size=8, status="measured", **figures)
@@ -26,9 +26,9 @@ def left_out(status: Any, engine: str, reason: str) -> Measurement:
     return Measurement(side="dense", engine=engine, title="", batch_size=8, status=status, reason=reason)
 
 
-def measured(*, converted_ms: float = 12.5, energy: MeasuredEnergy | None = None) -> Measured:
+def measured(*, converted_ms: float = 12.5, iqr_ms: float = 0.125, energy: MeasuredEnergy | None = None) -> Measured:
     measurements = (
-        timed("converted", "eager", "eager, fp32", converted_ms, peak_bytes=2_500_000, energy=energy),
+        timed("converted", "eager", "eager, fp32", converted_ms, iqr_ms=iqr_ms, peak_bytes=2_500_000, energy=energy),
         timed("dense", "eager", "eager, fp32", 10.0, peak_bytes=1_250_000),
         timed("dense", "compiled-bf16", "torch.compile, bf16", 5.0, error=0.013, tolerance=0.05),
         left_out("skipped", "onnxruntime", 'onnxruntime is not installed: pip install "reparam[bench]"'),
@@ -162,6 +162,12 @@ def test_slower_than_dense_is_said_in_red_and_in_bold_where_there_is_no_colour(
     assert "\x1b[1;31mslower than dense here\x1b[0m" in run_cli("profile", "run").out
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[1mslower than dense here\x1b[0m" in run_cli("profile", "run").out
+
+
+def test_a_ratio_from_wide_spreads_is_called_uncertain(run_cli: RunCli, asked: Asked, answer: dict[str, Any]) -> None:
+    assert "uncertain" not in run_cli("profile", "run").out
+    answer["measured"] = measured(iqr_ms=5.0)
+    assert "uncertain: the rounds spread by 40%, as on a machine that is busy" in run_cli("profile", "run").out
 
 
 def test_faster_than_dense_is_said_and_nothing_of_slower(run_cli: RunCli, asked: Asked, answer: dict[str, Any]) -> None:

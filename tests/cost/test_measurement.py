@@ -2,9 +2,9 @@ from reparam.cost.latency import Latency
 from reparam.cost.measurement import Measurement, Side, compare
 
 
-def timed(side: Side, engine: str, ms: float | None) -> Measurement:
+def timed(side: Side, engine: str, ms: float | None, *, iqr_ms: float = 0.0) -> Measurement:
     latency = ms and Latency(
-        median_ms=ms, iqr_ms=0, runs=9, batch_size=4, threads=1, device="cpu", dtype="float32"
+        median_ms=ms, iqr_ms=iqr_ms, runs=9, batch_size=4, threads=1, device="cpu", dtype="float32"
     )  # fmt: skip
     status = "measured" if latency else "failed"
     return Measurement(side=side, engine=engine, title=f"the {engine}", batch_size=4, status=status, latency=latency)
@@ -16,6 +16,14 @@ def test_a_converted_model_is_compared_with_the_fastest_dense_one() -> None:
     assert found is not None
     assert (found.engine, found.title, found.batch_size) == ("compiled", "the compiled", 4)
     assert (found.dense_ms, found.converted_ms, found.ratio) == (4.0, 12.0, 3.0)
+
+
+def test_a_ratio_is_as_uncertain_as_the_wider_of_the_two_spreads() -> None:
+    best, other = timed("dense", "compiled", 4.0, iqr_ms=1.0), timed("dense", "eager", 5.0, iqr_ms=5.0)
+    for iqr_ms, wanted in ((1.0, 0.25), (6.0, 0.5)):
+        found = compare([timed("converted", "eager", 12.0, iqr_ms=iqr_ms), best, other])
+        assert found is not None
+        assert found.spread == wanted
 
 
 def test_a_baseline_without_figures_is_not_the_best() -> None:

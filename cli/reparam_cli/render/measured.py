@@ -17,6 +17,8 @@ _HOW = (
     "each engine in turns, median and interquartile range over rounds; memory is the peak of what torch allocates in "
     "one forward beyond weights and input; error is the relative difference to the eager outputs"
 )
+#: An interquartile range beyond this share of its median makes a ratio uncertain.
+_WIDE_SPREAD = 0.2
 _SHARES = {"timed batch": "as in the timed batch", "evaluated": "as evaluated", "balanced": "balanced load"}
 
 
@@ -26,7 +28,9 @@ def measured_view(measured: "Measured") -> RenderableType:
     parts: list[RenderableType] = []
     for size in sizes:
         parts += [Text(), _batch_table([m for m in measured.measurements if m.batch_size == size], size)]
-        parts += [line for c in measured.comparisons if c.batch_size == size for line in _verdict(c.ratio, c.title)]
+        for comparison in measured.comparisons:
+            if comparison.batch_size == size:
+                parts += _verdict(comparison.ratio, comparison.title, spread=comparison.spread)
     if measured.schedules:
         parts += [Text(), _experts_table(measured)]
     where = f"{measured.machine}, {counted(measured.threads, 'thread')}, torch {measured.torch}"
@@ -56,13 +60,16 @@ def _batch_table(measurements: Sequence["Measurement"], size: int) -> Table:
     return table
 
 
-def _verdict(ratio: float, title: str) -> list[Text]:
+def _verdict(ratio: float, title: str, *, spread: float) -> Iterator[Text]:
     """How many times slower or faster the converted model is; bold where there is no colour to be red in."""
     best = f"than the best dense ({title})"
     if ratio > 1:
-        said = Text(f"converted is {three_figures(ratio)}x slower {best}")
-        return [said, Text("slower than dense here", style="bold red")]
-    return [Text(f"converted is {three_figures(1 / ratio)}x faster {best}", style="green")]
+        yield Text(f"converted is {three_figures(ratio)}x slower {best}")
+        yield Text("slower than dense here", style="bold red")
+    else:
+        yield Text(f"converted is {three_figures(1 / ratio)}x faster {best}", style="green")
+    if spread > _WIDE_SPREAD:
+        yield Text(f"uncertain: the rounds spread by {spread:.0%}, as on a machine that is busy", style="yellow")
 
 
 def _experts_table(measured: "Measured") -> Table:
