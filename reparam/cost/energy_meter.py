@@ -53,7 +53,7 @@ class ZeusMeter:
     def __init__(self, device: torch.device) -> None:
         from zeus.monitor import ZeusMonitor
 
-        gpus = [device.index or torch.cuda.current_device()] if device.type == "cuda" else []
+        gpus = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
         self._monitor = ZeusMonitor(gpu_indices=gpus)
         if not gpus and not self._monitor.cpu_indices:
             raise NoMeter("the counters of the CPU (RAPL) cannot be read; they want root, or zeusd")
