@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from reparam.api.recipes import load_recipe as load_recipe
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
+    from reparam.cost.energy import Energy as Energy
+    from reparam.cost.energy_table import MemoryLevels as MemoryLevels
     from reparam.cost.measurement import Measured as Measured
     from reparam.cost.measurement import Measurement as Measurement
     from reparam.graph.explanation import Explanation as Explanation
@@ -56,6 +58,7 @@ _HOME = {
     "Coverage": "reparam.survey.records",
     "DataSettings": "reparam.recipe.data_settings",
     "DemoResult": "reparam.api.demo",
+    "Energy": "reparam.cost.energy",
     "EpochReport": "reparam.train.progress",
     "Evaluation": "reparam.train.evaluate",
     "Explanation": "reparam.graph.explanation",
@@ -63,6 +66,7 @@ _HOME = {
     "Examination": "reparam.survey.records",
     "Measured": "reparam.cost.measurement",
     "Measurement": "reparam.cost.measurement",
+    "MemoryLevels": "reparam.cost.energy_table",
     "OPERATORS": "reparam.ops.base",
     "Plan": "reparam.graph.records",
     "Profile": "reparam.api.profile",

@@ -25,6 +25,20 @@ Baselines = Annotated[
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", help="Threads of the CPU.", show_default="torch's own number")
 ]
+Tables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table",
+        metavar="NAME|FILE.toml",
+        help="Energy table; may be repeated. shiftaddvit-eyeriss is the paper's own accounting.",
+        show_default="all that are installed",
+    ),
+]
+_IN = "Memory of the energy table that {} lie in, such as dram; moving them is priced then."
+WeightsIn = Annotated[str | None, typer.Option("--weights-in", metavar="MEMORY", help=_IN.format("weights"))]
+ActivationsIn = Annotated[
+    str | None, typer.Option("--activations-in", metavar="MEMORY", help=_IN.format("activations"))
+]
 NoLatency = Annotated[bool, typer.Option("--no-latency", help="Count only; run nothing.")]
 NoDense = Annotated[bool, typer.Option("--no-dense", help="Leave out the dense original of a run.")]
 
@@ -36,14 +50,18 @@ def profile(
     baselines: Baselines = "quick",
     threads: Threads = None,
     device: Device = None,
+    table: Tables = None,
+    weights_in: WeightsIn = None,
+    activations_in: ActivationsIn = None,
     no_latency: NoLatency = False,
     no_dense: NoDense = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count parameters and operations; measure latency, memory and energy beside the best dense baselines."""
+    """Count operations, price them in energy, and measure latency and memory beside the best dense baselines."""
     from reparam_cli.render.screen import message_console, show  # Rich, imported only when needed
     from reparam_cli.render.training import progress_on
 
+    has_memory = weights_in is not None or activations_in is not None
     with only_results_on_stdout(), progress_on(message_console()) as progress:
         profiled = reparam.profile(
             source,
@@ -52,16 +70,20 @@ def profile(
             baselines=baselines,
             threads=threads,
             device=device,
+            tables=table,
+            memory=reparam.MemoryLevels(weights=weights_in, activations=activations_in) if has_memory else None,
             with_dense=not no_dense,
             progress=progress,
         )
     if as_json:
         print_json(plain(profiled))
         return
+    from reparam_cli.render.energy import energy_view
     from reparam_cli.render.measured import measured_view
     from reparam_cli.render.results import profile_view
 
     show(profile_view(profiled))
+    show(energy_view(profiled, has_memory=has_memory))
     if profiled.measured is not None:
         show(measured_view(profiled.measured))
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 import reparam
-from reparam import Profile
+from reparam import Energy, Profile
 from reparam.cost.energy_meter import MeasuredEnergy
 from reparam.cost.expert_schedule import ExpertSchedule
 from reparam.cost.latency import Latency
@@ -61,9 +61,13 @@ def counted(name: str, *, muls: int) -> Profile:
         file_bytes=22_900_000,
         latency=None,
         modules=(),
-        energies=(),
-        int8_energies=(),
+        energies=(energy("horowitz-45nm", muls * 1e6), energy("mine", muls * 1e3)),
+        int8_energies=(energy("horowitz-45nm", 5e8), energy("mine", 2e6)),
     )
+
+
+def energy(table: str, picojoules: float) -> Energy:
+    return Energy(table=table, picojoules=picojoules, by_operation={}, unpriced={"exp.f32": 3_212_676})
 
 
 @pytest.fixture
@@ -100,6 +104,8 @@ def test_defaults_ask_for_one_image_and_what_needs_no_compiler(run_cli: RunCli, 
                 "baselines": "quick",
                 "threads": None,
                 "device": None,
+                "tables": None,
+                "memory": None,
                 "with_dense": True,
             },
         )
@@ -221,3 +227,30 @@ def test_bad_input_is_one_sentence(run_cli: RunCli, line: str, words: str) -> No
     assert answer.code == 2
     assert words in answer.err
     assert answer.out == ""
+
+
+def test_the_energy_stands_beside_the_dense_model_in_floats_and_in_int8(run_cli: RunCli, asked: Asked) -> None:
+    out = lines(run_cli("profile", "run").out)
+    assert "horowitz-45nm 4.00 mJ 500 uJ 1.00 mJ 2.00x" in out
+    assert "mine 4.00 uJ 2.00 uJ 1.00 uJ 0.500x" in out
+    assert "the dense model in int8 would take less, by horowitz-45nm" in out
+    assert "without a price in horowitz-45nm, mine: 3.21 M exp.f32" in out
+
+
+def test_a_model_that_is_no_run_has_no_conversion_to_compare(
+    run_cli: RunCli, asked: Asked, answer: dict[str, Any]
+) -> None:
+    answer["dense"] = None
+    out = lines(run_cli("profile", "deit_tiny").out)
+    assert "horowitz-45nm 1.00 mJ 500 uJ" in out
+    assert not any("would take less" in line for line in out)
+
+
+def test_tables_and_memories_are_asked_for_by_name_and_memory_is_none_without(run_cli: RunCli, asked: Asked) -> None:
+    run_cli("profile", "run")
+    run_cli("profile", "run", "--table", "mine.toml", "--table", "ecoformer", "--weights-in", "dram")
+    (_, plain), (_, chosen) = asked
+    assert (plain["tables"], plain["memory"]) == (None, None)
+    assert chosen["tables"] == ["mine.toml", "ecoformer"]
+    assert chosen["memory"] == reparam.MemoryLevels(weights="dram", activations=None)
+    assert "moving words is priced" in run_cli("profile", "run", "--activations-in", "dram").out

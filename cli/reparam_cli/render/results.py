@@ -25,6 +25,8 @@ _VERBS = {
     "abs": "absolute values",
     "cmp": "comparisons",
     "lookup": "look-ups",
+    "read": "words read",
+    "write": "words written",
 }
 
 #: Rows of the table of classes.
