@@ -4,6 +4,7 @@ Each engine is prepared, run twice, and its outputs are compared with those of t
 are timed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -110,6 +111,8 @@ def _checked(baseline: Baseline, workload: Workload, wanted: list[Tensor]) -> _E
         return replace(tried, status="skipped", reason=str(why))
     except Exception as failure:
         return replace(tried, status="failed", reason=_one_line(failure))
+    if not math.isfinite(error):
+        return replace(tried, status="wrong", reason="its outputs have other shapes than eager's, or are not finite")
     if error > baseline.tolerance:
         reason = f"its outputs differ from eager's by {error:.2g} of their size, more than {baseline.tolerance:g}"
         return replace(tried, status="wrong", reason=reason, error=error)

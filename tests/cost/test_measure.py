@@ -101,6 +101,7 @@ def test_what_cannot_be_measured_stands_there_with_its_reason_and_the_others_are
         baseline("broken", fails),
         baseline("brittle", breaks_when_run),
         baseline("other", scaled(2.5)),
+        baseline("reshaped", lambda dense: lambda: dense.batch[:1]),
         baseline("good", scaled(2.0)),
     ]
     found = by_engine(measure_batch(images(), converted=None, dense=Watches(2.0), baselines=chosen, threads=1))
@@ -110,6 +111,7 @@ def test_what_cannot_be_measured_stands_there_with_its_reason_and_the_others_are
         "broken": "failed",
         "brittle": "failed",
         "other": "wrong",
+        "reshaped": "wrong",
         "good": "measured",
     }
     assert found["dense", "absent"].reason == "the engine is not installed"
@@ -120,6 +122,8 @@ def test_what_cannot_be_measured_stands_there_with_its_reason_and_the_others_are
     wrong = found["dense", "other"]
     assert (wrong.error, wrong.tolerance) == (pytest.approx(0.25), 0.1)
     assert wrong.reason == "its outputs differ from eager's by 0.25 of their size, more than 0.1"
+    assert found["dense", "reshaped"].error is None  # no number that JSON could not hold
+    assert "other shapes" in (found["dense", "reshaped"].reason or "")
     for m in found.values():
         assert (m.latency is None) is (m.status != "measured"), m.engine
     ((answers, _),) = timed
