@@ -4,10 +4,10 @@ The x-axis counts epochs over all stages. A stage begins where the one before en
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reparam.reporting.epochs import Points, epochs_at, evaluated, over_epochs, stage_starts
 from reparam.reporting.figure import (
     BLUE,
     GREEN,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 History = Sequence[StageHistory]
-Points = Sequence[tuple[float, float | None]]
 #: So many layers are named in the legend; of more, evenly spaced ones.
 _NAMED_LAYERS = 12
 
@@ -56,11 +55,11 @@ def curves_figure(history: History) -> "Figure":
     plain_axes(loss, ylabel="loss")
     plain_axes(top1, ylabel="top-1 in %")
     plain_axes(rate, xlabel="epoch", ylabel="learning rate")
-    stages = list(zip(history, _starts(history), strict=True))
+    stages = list(zip(history, stage_starts(history), strict=True))
     for stage, start in stages:
         _draw_loss(loss, stage, start)
         _draw_top1(top1, stage, start)
-        points = [(start + _epochs_at(stage, step.update), step.lr) for step in stage.steps]
+        points = [(start + epochs_at(stage, step.update), step.lr) for step in stage.steps]
         _line(rate, "lr", stage, points, colour=INK, marker="")
     _draw_dense(top1, history)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -81,7 +80,7 @@ def routing_figure(history: History) -> "Figure | None":
     colours = dict(zip(layers, _shades(len(layers)), strict=True))
     stages = [
         (stage, start)
-        for stage, start in zip(history, _starts(history), strict=True)
+        for stage, start in zip(history, stage_starts(history), strict=True)
         if any(epoch.mult_share for epoch in stage.epochs)
     ]
     for stage, start in stages:
@@ -96,7 +95,7 @@ def routing_figure(history: History) -> "Figure | None":
 
 
 def _draw_loss(axes: "Axes", stage: StageHistory, start: float) -> None:
-    steps = [(start + _epochs_at(stage, step.update), step.loss) for step in stage.steps]
+    steps = [(start + epochs_at(stage, step.update), step.loss) for step in stage.steps]
     _line(axes, "train, each log step", stage, steps, colour=BLUE, marker="", alpha=0.3)
     terms: dict[str, tuple[str, Sequence[float | None]]] = {
         "train": (BLUE, [epoch.train_loss for epoch in stage.epochs]),
@@ -106,14 +105,14 @@ def _draw_loss(axes: "Axes", stage: StageHistory, start: float) -> None:
         "balance": (PURPLE, [epoch.balance_loss for epoch in stage.epochs]),
     }
     for name, (colour, values) in terms.items():
-        _line(axes, name, stage, _over_epochs(stage, start, values), colour=colour)
-    _line(axes, "evaluation", stage, _evaluated(stage, start, "loss"), colour=VERMILION)
+        _line(axes, name, stage, over_epochs(stage, start, values), colour=colour)
+    _line(axes, "evaluation", stage, evaluated(stage, start, "loss"), colour=VERMILION)
 
 
 def _draw_top1(axes: "Axes", stage: StageHistory, start: float) -> None:
     values = [epoch.train_top1 for epoch in stage.epochs]
-    _line(axes, "train", stage, _over_epochs(stage, start, values), colour=BLUE)
-    _line(axes, "evaluation", stage, _evaluated(stage, start, "top1"), colour=VERMILION)
+    _line(axes, "train", stage, over_epochs(stage, start, values), colour=BLUE)
+    _line(axes, "evaluation", stage, evaluated(stage, start, "top1"), colour=VERMILION)
 
 
 def _draw_dense(axes: "Axes", history: History) -> None:
@@ -205,25 +204,6 @@ def _legend(axes: "Axes", names: Iterable[str] | None = None) -> None:
 def _as_label(name: str) -> str:
     """matplotlib hides lines whose label begins with an underscore, and a layer's path may."""
     return f" {name}"
-
-
-def _over_epochs(stage: StageHistory, start: float, values: Sequence[float | None]) -> Points:
-    return [(start + epoch.epoch, value) for epoch, value in zip(stage.epochs, values, strict=True)]
-
-
-def _evaluated(stage: StageHistory, start: float, figure: str) -> Points:
-    """The evaluation before training, then the one after each epoch."""
-    after = [(start + epoch.epoch, float(getattr(epoch.evaluation, figure))) for epoch in stage.epochs]
-    return [(start, float(getattr(stage.report.before, figure))), *after]
-
-
-def _starts(history: History) -> list[float]:
-    """Epochs before each stage, as far as they were trained."""
-    return list(accumulate((_epochs_at(stage, stage.updates) for stage in history[:-1]), initial=0.0))
-
-
-def _epochs_at(stage: StageHistory, update: int) -> float:
-    return update / stage.report.steps_per_epoch
 
 
 def _shades(count: int) -> list[tuple[float, ...]]:

@@ -132,15 +132,23 @@ def _held(split: Split, *, image: ImageFormat, workers: int, device: torch.devic
 
 
 def make_eval_loader(
-    data: DataSettings, *, image: ImageFormat, num_classes: int, batch_size: int, workers: int, device: torch.device
+    data: DataSettings,
+    *,
+    image: ImageFormat,
+    num_classes: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    spread: int | None = None,
 ) -> tuple[Batches, Mapping[str, int]]:
     """Opens the evaluation split alone, and returns its loader and its class names, as `Split` has them.
 
-    A folder that has no split folders is the split. Raises as `make_loaders`.
+    A folder that has no split folders is the split. With `spread`, only so many images are read, evenly spaced over the
+    split, for folders are sorted by class; a stream gives all of its images. Raises as `make_loaders`.
     """
     split = open_split(data, data.val_split, channels=image.input_size[0], is_root_allowed=True)
     check_classes(split, num_classes=num_classes, is_mapped=bool(data.class_map))
-    loader = _eval_loader(split, image=image, batch_size=batch_size, workers=workers, device=device)
+    loader = _eval_loader(split, image=image, batch_size=batch_size, workers=workers, device=device, spread=spread)
     return loader, split.classes
 
 
@@ -216,7 +224,15 @@ def _crop_from_padding_(split: Split, image: ImageFormat, settings: TrainSetting
     steps[:1] = [resize, transforms.RandomCrop(image.input_size[1:], padding=settings.crop_padding)]
 
 
-def _eval_loader(split: Split, *, image: ImageFormat, batch_size: int, workers: int, device: torch.device) -> Batches:
+def _eval_loader(
+    split: Split,
+    *,
+    image: ImageFormat,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    spread: int | None = None,
+) -> Batches:
     loader = _loader(
         split,
         image=image,
@@ -225,9 +241,13 @@ def _eval_loader(split: Split, *, image: ImageFormat, batch_size: int, workers: 
         device=device,
         **_evaluation(image),
     )
-    if process_count() > 1 and not isinstance(split.images, IterableDataset):
-        # timm's own share pads with repeated images, which would count twice.
-        loader.batch_sampler.sampler = range(process_index(), len(split.images), process_count())
+    if not isinstance(split.images, IterableDataset):
+        total = len(split.images)
+        if spread is not None and spread < total:
+            loader.batch_sampler.sampler = [place * total // spread for place in range(spread)]
+        elif process_count() > 1:
+            # timm's own share pads with repeated images, which would count twice.
+            loader.batch_sampler.sampler = range(process_index(), total, process_count())
     batches: Batches = loader
     return batches
 
