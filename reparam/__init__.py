@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from reparam.api.recipes import check_recipe as check_recipe
     from reparam.api.recipes import list_recipes as list_recipes
     from reparam.api.recipes import load_recipe as load_recipe
+    from reparam.api.report import Report as Report
+    from reparam.api.report import report as report
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
     from reparam.cost.energy import Energy as Energy
@@ -73,6 +75,7 @@ _HOME = {
     "Progress": "reparam.train.progress",
     "RateTest": "reparam.train.rate_test",
     "Recipe": "reparam.recipe.schema",
+    "Report": "reparam.api.report",
     "StageReport": "reparam.train.progress",
     "StepReport": "reparam.train.progress",
     "SurveyStep": "reparam.survey.run",
@@ -93,6 +96,7 @@ _HOME = {
     "plan": "reparam.api.plan",
     "profile": "reparam.api.profile",
     "recipe_json_schema": "reparam.recipe.json_schema",
+    "report": "reparam.api.report",
     "save": "reparam.checkpoint.save",
 }
 

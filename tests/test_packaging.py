@@ -34,7 +34,7 @@ def test_every_tool_that_judges_the_code_is_pinned_to_a_minor_version() -> None:
         assert re.search(r">=[\d.]+,<[\d.]+$", requirement), requirement
 
 
-@pytest.mark.parametrize("verb", ["plan", "convert", "finetune", "evaluate", "profile", "demo", "recipes"])
+@pytest.mark.parametrize("verb", ["plan", "convert", "finetune", "evaluate", "profile", "report", "demo", "recipes"])
 def test_every_verb_has_a_page(verb: str) -> None:
     page = (ROOT / "docs" / f"{verb}.md").read_text(encoding="utf-8")
     assert page.startswith("# ")

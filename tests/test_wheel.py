@@ -60,6 +60,13 @@ def test_the_demos_model_is_in_the_wheel(wheel: Path) -> None:
     assert any(name.startswith("reparam/_demo/") and name.endswith(".safetensors") for name in names)
 
 
+def test_the_reports_page_is_in_the_wheel(wheel: Path) -> None:
+    page = ROOT / "reparam" / "reporting" / "page"
+    parts = {path.relative_to(ROOT).as_posix() for path in page.iterdir() if path.suffix in {".html", ".css", ".js"}}
+    assert len(parts) == 4
+    assert parts <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_command_lists_the_recipes_from_another_folder(environment: Path, tmp_path: Path) -> None:
     done = _run([str(environment / "bin" / "reparam"), "recipes", "list"], folder=tmp_path)
     for recipe in (ROOT / "recipes").glob("*.toml"):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import reparam
-from reparam_cli import convert, coverage, demo, evaluate, explain, finetune, models, plan, profile, recipes
+from reparam_cli import convert, coverage, demo, evaluate, explain, finetune, models, plan, profile, recipes, report
 from reparam_cli.argv import DEBUG, repeat_many_valued, take_debug
 from reparam_cli.panels import SectionedCommand
 from reparam_cli.streams import show_notes
@@ -28,6 +28,7 @@ for verb in (
     finetune.finetune,
     evaluate.evaluate,
     profile.profile,
+    report.report,
     models.models,
     coverage.coverage,
     demo.demo,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from reparam.api.subject import is_checkpoint, resolve_subject
 from reparam.atomic import write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import Record, read_record
-from reparam.errors import ModelError
+from reparam.errors import CheckpointError, ModelError
 from reparam.models.onnx_file import open_onnx
 from reparam.models.weights import load_weights
 from reparam.recipe.data_settings import DataSettings
@@ -105,6 +106,18 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         (folder / CONFUSION_NAME).unlink(missing_ok=True)  # that of another evaluation
     else:
         write_confusion(folder / CONFUSION_NAME, evaluation)
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """Returns what `evaluate` or `finetune` left in a checkpoint folder, or None; raises CheckpointError if damaged."""
+    path = folder / EVALUATION_NAME
+    if not path.is_file():
+        return None
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except ValidationError:
+        advice = f"remove it, or run: reparam evaluate {folder}"
+        raise CheckpointError(f"{path} is not what reparam wrote; {advice}") from None
 
 
 def format_of(record: Record, data: DataSettings) -> ImageFormat:

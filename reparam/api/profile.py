@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from reparam.api.convert import DENSE
-from reparam.api.evaluate import EVALUATION_NAME
+from reparam.api.evaluate import read_evaluation
 from reparam.api.measuring import Measuring, latency_of, measure_models
 from reparam.api.subject import is_checkpoint, resolve_subject, total_of
 from reparam.atomic import write_text
@@ -22,7 +21,7 @@ from reparam.cost.energy import Energy, as_int8, price
 from reparam.cost.energy_table import MemoryLevels, energy_tables, load_table
 from reparam.cost.latency import Latency
 from reparam.cost.measurement import Measured
-from reparam.errors import CheckpointError, ModelError
+from reparam.errors import ModelError
 from reparam.graph.provenance import provenance_of
 from reparam.models.build import build_model
 from reparam.models.known import spec_of
@@ -32,7 +31,6 @@ from reparam.recipe.schema import Frozen
 from reparam.trace.probe import probe
 from reparam.trace.record import Trace
 from reparam.train.engine import pick_device
-from reparam.train.evaluate import Evaluation
 from reparam.train.progress import Progress, Silent
 
 PROFILE_NAME = "profile.json"
@@ -109,7 +107,7 @@ def profile(
     model, name = _open(source, measure=measure)
     shares = _measured_shares(source) if mult_share is None else mult_share
     profiled = count(model, name, shares=shares, weights=_weights_file(source))
-    original, dense = _original(source) if with_dense and _is_converted(model) else None, None
+    original, dense = original_of(source) if with_dense and _is_converted(model) else None, None
     if original is not None:
         dense = load(original)
         counted = count(dense, str(original), shares={}, weights=_weights_file(original))
@@ -203,7 +201,7 @@ def _batches(model: nn.Module, example_input: Tensor | None, how: Measuring, *, 
     return [torch.randn(size, *shape, generator=generator).to(device) for size in how.batch_sizes]
 
 
-def _original(source: str | Path | nn.Module) -> Path | None:
+def original_of(source: str | Path | nn.Module) -> Path | None:
     """The dense original of a run, or of the run that a stage is part of."""
     if not is_checkpoint(source):
         return None
@@ -226,14 +224,8 @@ def _weights_file(source: str | Path | nn.Module) -> Path | None:
 
 
 def _measured_shares(source: str | Path | nn.Module) -> Mapping[str, float]:
-    if isinstance(source, nn.Module) or not (Path(source) / EVALUATION_NAME).is_file():
-        return {}
-    path = Path(source) / EVALUATION_NAME
-    try:
-        return Evaluation.model_validate_json(path.read_bytes()).mult_share
-    except ValidationError:
-        advice = f"remove it, or run: reparam evaluate {source}"
-        raise CheckpointError(f"{path} is not what reparam wrote; {advice}") from None
+    evaluation = None if isinstance(source, nn.Module) else read_evaluation(Path(source))
+    return {} if evaluation is None else evaluation.mult_share
 
 
 def _experts(model: nn.Module, shares: Mapping[str, float]) -> Literal["measured", "balanced"] | None:

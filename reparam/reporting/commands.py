@@ -69,14 +69,14 @@ def reproduce(run: Path, record: Record, args: Args | None) -> Commands:
         args: as `read_args` returns them.
     """
     if record.plan is None or record.base.weights is None:
-        return Commands(lines=(), notes=("it holds a dense model, which no command of reparam converted",))
+        return Commands(lines=(), notes=("It holds a dense model, which no command of reparam converted.",))
     spec, weights = record.base.spec, record.base.weights
     if spec.source == "module":
-        return Commands(lines=(), notes=(f"it was converted in Python: reparam.convert(model) of a {spec.name}",))
+        return Commands(lines=(), notes=(f"It was converted in Python, by reparam.convert, from a {spec.name}.",))
     overrides, notes = _overrides(record.plan.recipe)
     recipe = ["--recipe", record.plan.recipe.name, *(word for text in overrides or () for word in ("--set", text))]
     if weights.kind == "none":
-        notes = (*notes, "its weights began at random, and begin otherwise each time")
+        notes = (*notes, "Its weights began at random, and begin otherwise each time.")
     convert = ["reparam", "convert", model_name(spec, weights), *recipe, *_shape(spec), *_weights(weights)]
     lines = [[*convert, "--out", str(run)]]
     data: list[str] = []
@@ -155,7 +155,7 @@ def _flag(name: str, flag: str | None, value: Any) -> list[str]:
 
 def _overrides(recipe: Recipe) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """What `--set` makes of the shipped recipe of that name the one that was used, or a note where nothing does."""
-    elsewhere = f'the recipe "{recipe.name}" is not the one that ships; it is in config.json, under reparam.recipe'
+    elsewhere = f'The recipe "{recipe.name}" is not the one that ships; it is in config.json, under reparam.recipe.'
     try:
         shipped = load_recipe(recipe.name)
         texts = tuple(_differences(shipped.model_dump(by_alias=True), recipe.model_dump(by_alias=True), ()))

@@ -122,7 +122,7 @@ def test_settings_of_another_version_do_not_get_in_the_way(record: Record, folde
 
 
 def test_random_weights_are_said_to_begin_otherwise(record: Record, folder: Path) -> None:
-    assert reproduce(folder, record, None).notes == ("its weights began at random, and begin otherwise each time",)
+    assert reproduce(folder, record, None).notes == ("Its weights began at random, and begin otherwise each time.",)
 
 
 def test_a_recipe_of_ones_own_is_said_to_be_elsewhere(record: Record, folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_recipe_of_ones_own_is_said_to_be_elsewhere(record: Record, folder: Pa
     own = record.plan.recipe.model_copy(update={"name": "my-own"})
     changed = record.model_copy(update={"plan": record.plan.model_copy(update={"recipe": own})})
     notes = reproduce(folder, changed, None).notes
-    assert 'the recipe "my-own" is not the one that ships; it is in config.json, under reparam.recipe' in notes
+    assert 'The recipe "my-own" is not the one that ships; it is in config.json, under reparam.recipe.' in notes
 
 
 def test_a_model_of_a_class_of_ones_own_has_no_command(record: Record, folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_model_of_a_class_of_ones_own_has_no_command(record: Record, folder: P
     changed = record.model_copy(update={"base": record.base.model_copy(update={"spec": spec})})
     found = reproduce(folder, changed, None)
     assert found.lines == ()
-    assert found.notes == ("it was converted in Python: reparam.convert(model) of a mine.Net",)
+    assert found.notes == ("It was converted in Python, by reparam.convert, from a mine.Net.",)
 
 
 def test_a_dense_model_has_no_command(folder: Path) -> None:

@@ -11,7 +11,7 @@ from reparam_cli.render.screen import amount, change, columns, duration, experts
 from reparam_cli.words import written
 
 if TYPE_CHECKING:
-    from reparam import DemoResult, Evaluation, FinetuneResult, Profile, RateTest
+    from reparam import DemoResult, Evaluation, FinetuneResult, Profile, RateTest, Report
 
 _VERBS = {
     "mul": "multiplications",
@@ -105,6 +105,15 @@ def profile_view(profile: "Profile") -> RenderableType:
     if any(sizes):
         table.add_row("weights on disk", *(file_size(n) if n else "-" for n in sizes))
     return Group(Text(profile.name, style="bold"), table, *_notes(profiles))
+
+
+def report_view(result: "Report") -> RenderableType:
+    """Returns where the page is, its size, and which command makes what it could not show."""
+    lines = [Text(f"wrote {result.out}, {file_size(result.file_bytes)}; open it in a browser")]
+    for section in result.missing:
+        command = f": {section.command}" if section.command else ""
+        lines.append(Text(f"no {section.section} of {section.run}: {section.why}{command}", style="dim"))
+    return Group(*lines)
 
 
 def demo_view(result: "DemoResult") -> RenderableType:
