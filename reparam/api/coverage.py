@@ -10,15 +10,16 @@ from reparam import __version__
 from reparam.api.recipes import check_recipe
 from reparam.atomic import write_text
 from reparam.errors import CheckpointError
+from reparam.journal import Journal
+from reparam.recipe.relaxed import relaxed
 from reparam.recipe.schema import Recipe
 from reparam.survey.examine import Task, current_versions
-from reparam.survey.journal import Journal
 from reparam.survey.outline import representatives as representatives_of
 from reparam.survey.page import page
 from reparam.survey.pool import Bounds, start_server
 from reparam.survey.records import Coverage, Depth, Examination, Outline
 from reparam.survey.run import Progress, outlines, run_tasks, silent
-from reparam.survey.select import relaxed, select
+from reparam.survey.select import select
 from reparam.survey.targets import check_targets
 
 #: So many patterns are named on the page.

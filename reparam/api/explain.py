@@ -17,6 +17,7 @@ from reparam.graph.plan import make_plan
 from reparam.graph.provenance import Provenance, provenance_of, unwrapped
 from reparam.graph.records import Plan, Totals
 from reparam.models.inputs import InputSpec, meta_inputs
+from reparam.recipe.relaxed import relaxed
 from reparam.recipe.schema import Recipe
 from reparam.trace.probe import ExampleInput, probe
 
@@ -93,13 +94,9 @@ def _explain_converted(model: nn.Module, provenance: Provenance, path: str) -> E
 
 def _plan_whatever_fits(model: nn.Module, recipe: Recipe, example_input: ExampleInput) -> Plan:
     """The plan of a recipe whose rules may all match nothing: that is what is to be explained, not an error."""
-    lenient = [
-        stage.model_copy(update={"rules": tuple(r.model_copy(update={"optional": True}) for r in stage.rules)})
-        for stage in recipe.stages
-    ]
     plan = make_plan(
         model,
-        recipe.model_copy(update={"stages": tuple(lenient)}),
+        relaxed(recipe),
         example_input,
         count=lambda *_: Totals(parameters=0, operations={}),
         allow_partial=True,

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from reparam import __version__
 from reparam.api.recipes import check_recipe
+from reparam.recipe.relaxed import relaxed
 from reparam.recipe.schema import Recipe
 from reparam.survey.examine import Task, current_versions
 from reparam.survey.pool import Bounds, start_server
 from reparam.survey.records import Examination
 from reparam.survey.run import Progress, run_tasks, silent
-from reparam.survey.select import families, relaxed, select
+from reparam.survey.select import families, select
 
 _GIGABYTE = 10**9
 

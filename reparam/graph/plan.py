@@ -13,12 +13,12 @@ from reparam.graph.attention_surgery import OpenedCore
 from reparam.graph.find import find_sites
 from reparam.graph.finders.base import Scene
 from reparam.graph.fingerprint import fingerprint
-from reparam.graph.inline import is_inline, layers_of
+from reparam.graph.inline import is_inline
 from reparam.graph.mlp_surgery import open_mlps
 from reparam.graph.openings import Openings
 from reparam.graph.plan_faults import raise_faults, refused_in, unused_in
 from reparam.graph.records import IDLE, UNREAD, Plan, Skip, StagePlan, Step, Totals
-from reparam.graph.rewrite import apply_stage, is_swapped
+from reparam.graph.rewrite import apply_stage, takes_along
 from reparam.graph.selector import picks
 from reparam.ops.base import OPERATORS, Operator, OperatorOptions, parse_options
 from reparam.ops.dense import DenseAttention
@@ -97,7 +97,7 @@ def _plan_stage(
     used: set[int] = set()
     openings = Openings(scene)
     for site in find_sites(scene):
-        owner = _converted_around(scene.model, site, steps)
+        owner = next((step for step in steps if takes_along(scene.model, step, site)), None)
         if owner is not None:
             reason = f'a part of "{owner.site.path}", which becomes {owner.operator}'
             skips.append(Skip(site=site, cause="inside", reason=reason))
@@ -122,15 +122,6 @@ def label(stage: int, rule: int) -> str:
 def _rule_picks(rule: Rule, site: Site) -> bool:
     takes_kind = rule.operator == OPERATOR_KEEP or OPERATORS.get(rule.operator).kind == site.kind
     return takes_kind and picks(rule.match, site)
-
-
-def _converted_around(model: nn.Module, site: Site, steps: Sequence[Step]) -> Step | None:
-    """The step that swaps a module around the site; other attention keeps its owner, so its parts stay free."""
-    for step in steps:
-        is_inside = site.path.startswith(f"{step.site.path}.")
-        if site.path in layers_of(step.site) or (is_inside and is_swapped(model.get_submodule(step.site.path), step)):
-            return step
-    return None
 
 
 def _decide(scene: Scene, site: Site, rule: Rule, where: str, openings: Openings) -> Step | Skip:

@@ -11,7 +11,7 @@ from reparam.graph.attention_surgery import CoreOpener, OpenedCore, install_core
 from reparam.graph.fast_path import keep_padding
 from reparam.graph.finders.base import qualified_type
 from reparam.graph.fingerprint import fingerprint
-from reparam.graph.inline import is_inline
+from reparam.graph.inline import is_inline, layers_of
 from reparam.graph.mlp_install import put_mlps
 from reparam.graph.multihead import open_multihead, put_multihead
 from reparam.graph.records import Plan, StagePlan, Step
@@ -243,6 +243,12 @@ def is_swapped(dense: nn.Module, step: Step) -> bool:
     if step.site.kind != "attention":
         return not is_inline(step.site)
     return isinstance(dense, nn.MultiheadAttention)
+
+
+def takes_along(model: nn.Module, step: Step, site: Site) -> bool:
+    """Whether a step swaps a module around the site; other attention keeps its owner, so its parts stay free."""
+    is_inside = site.path.startswith(f"{step.site.path}.")
+    return site.path in layers_of(step.site) or (is_inside and is_swapped(model.get_submodule(step.site.path), step))
 
 
 def _check_kept(model: nn.Module, swapped: Sequence[str], before: dict[str, int]) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from reparam.journal import Journal
 from reparam.survey.examine import Task, blank, examine
-from reparam.survey.journal import Journal
 from reparam.survey.outline import OutlineTask, outline
 from reparam.survey.pool import Bounds, Ending, run_bounded
 from reparam.survey.records import Examination, Outline, Versions

@@ -1,4 +1,4 @@
-"""Which architectures a survey is about: names, shorthands and globs; and a recipe that suits them all."""
+"""Which architectures a survey is about: names, shorthands and globs."""
 
 import fnmatch
 import re
@@ -8,7 +8,6 @@ import timm
 
 from reparam.errors import ModelError
 from reparam.models.names import resolve_name
-from reparam.recipe.schema import Recipe
 from reparam.suggest import did_you_mean
 from reparam.survey.examine import family_of
 
@@ -32,15 +31,6 @@ def families(names: Sequence[str]) -> dict[str, list[str]]:
     for name in names:
         found.setdefault(family_of(name), []).append(name)
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
-
-
-def relaxed(recipe: Recipe) -> Recipe:
-    """The recipe with every rule optional: among many models some have nothing for it, which is no fault of theirs."""
-    stages = [
-        stage.model_copy(update={"rules": tuple(rule.model_copy(update={"optional": True}) for rule in stage.rules)})
-        for stage in recipe.stages
-    ]
-    return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def _picked(pattern: str, known: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from reparam.errors import CheckpointError
-from reparam.survey.journal import Journal
+from reparam.journal import Journal
 from reparam.survey.records import Examination
 from tests.survey.stand_ins import examination
 

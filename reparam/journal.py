@@ -2,14 +2,32 @@
 
 import os
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from pydantic import ValidationError
 
 from reparam.errors import CheckpointError
-from reparam.survey.records import Examination, Outline
 
-L = TypeVar("L", Examination, Outline)
+
+class Named(Protocol):
+    """A pydantic model with a name that tells its tasks apart, as far as this file needs one."""
+
+    @property
+    def name(self) -> str:
+        """Which task the line is about."""
+        ...
+
+    @classmethod
+    def model_validate_json(cls, json_data: bytes, /) -> Self:
+        """Reads a line."""
+        ...
+
+    def model_dump_json(self) -> str:
+        """Writes a line."""
+        ...
+
+
+L = TypeVar("L", bound=Named)
 
 
 class Journal(Generic[L]):
@@ -53,5 +71,5 @@ class Journal(Generic[L]):
         except ValidationError as error:
             raise CheckpointError(
                 f"{self._path}, line {number}: this is no record of this version of reparam ({error.error_count()} "
-                "faults). Start over with --fresh, or name another --json file."
+                "faults). Start over with --fresh, or name another file for the result."
             ) from None
