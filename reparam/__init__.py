@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from reparam.api.recipes import load_recipe as load_recipe
     from reparam.api.report import Report as Report
     from reparam.api.report import report as report
+    from reparam.api.sensitivity import sensitivity as sensitivity
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
     from reparam.cost.energy import Energy as Energy
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from reparam.survey.records import Coverage as Coverage
     from reparam.survey.records import Examination as Examination
     from reparam.survey.run import SurveyStep as SurveyStep
+    from reparam.tradeoff.records import Sensitivity as Sensitivity
+    from reparam.tradeoff.records import SensitivityStep as SensitivityStep
+    from reparam.tradeoff.records import SiteSensitivity as SiteSensitivity
     from reparam.train.evaluate import Evaluation as Evaluation
     from reparam.train.progress import EpochReport as EpochReport
     from reparam.train.progress import Progress as Progress
@@ -63,9 +67,9 @@ _HOME = {
     "Energy": "reparam.cost.energy",
     "EpochReport": "reparam.train.progress",
     "Evaluation": "reparam.train.evaluate",
+    "Examination": "reparam.survey.records",
     "Explanation": "reparam.graph.explanation",
     "FinetuneResult": "reparam.api.finetune",
-    "Examination": "reparam.survey.records",
     "Measured": "reparam.cost.measurement",
     "Measurement": "reparam.cost.measurement",
     "MemoryLevels": "reparam.cost.energy_table",
@@ -76,6 +80,9 @@ _HOME = {
     "RateTest": "reparam.train.rate_test",
     "Recipe": "reparam.recipe.schema",
     "Report": "reparam.api.report",
+    "Sensitivity": "reparam.tradeoff.records",
+    "SensitivityStep": "reparam.tradeoff.records",
+    "SiteSensitivity": "reparam.tradeoff.records",
     "StageReport": "reparam.train.progress",
     "StepReport": "reparam.train.progress",
     "SurveyStep": "reparam.survey.run",
@@ -98,6 +105,7 @@ _HOME = {
     "recipe_json_schema": "reparam.recipe.json_schema",
     "report": "reparam.api.report",
     "save": "reparam.checkpoint.save",
+    "sensitivity": "reparam.api.sensitivity",
 }
 
 

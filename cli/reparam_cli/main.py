@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 import reparam
-from reparam_cli import convert, coverage, demo, evaluate, explain, finetune, models, plan, profile, recipes, report
+from reparam_cli import (
+    convert,
+    coverage,
+    demo,
+    evaluate,
+    explain,
+    finetune,
+    models,
+    plan,
+    profile,
+    recipes,
+    report,
+    sensitivity,
+)
 from reparam_cli.argv import DEBUG, repeat_many_valued, take_debug
 from reparam_cli.panels import SectionedCommand
 from reparam_cli.streams import show_notes
@@ -29,6 +42,7 @@ for verb in (
     evaluate.evaluate,
     profile.profile,
     report.report,
+    sensitivity.sensitivity,
     models.models,
     coverage.coverage,
     demo.demo,

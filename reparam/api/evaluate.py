@@ -80,11 +80,11 @@ def evaluate(
     shape = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "model_kwargs": model_kwargs}
     if is_checkpoint(source):
         refuse_shape(source, shape)
-        where, answerer = pick_device(device), _of_checkpoint(Path(source), data, base=base)
+        where, answerer = pick_device(device), open_checkpoint(Path(source), data, base=base)
     elif Path(source).suffix.lower() == ".onnx":
         where, answerer = torch.device("cpu"), _of_onnx(str(source), data, device=device, weights=weights, shape=shape)
     else:
-        where, answerer = pick_device(device), _of_name(str(source), data, weights=weights, shape=shape)
+        where, answerer = pick_device(device), open_named(str(source), data, weights=weights, shape=shape)
     model = answerer.model.to(where)
     outputs = count_outputs(model, answerer.image.input_size, device=where)
     batches, classes = make_eval_loader(
@@ -140,11 +140,13 @@ def refuse_shape(source: str | Path, shape: Mapping[str, object]) -> None:
         raise ModelError(f"{', '.join(given)} shape a model when it is made; {source} is made already")
 
 
-def _of_checkpoint(folder: Path, data: DataSettings, *, base: nn.Module | Callable[[], nn.Module] | None) -> Answerer:
+def open_checkpoint(folder: Path, data: DataSettings, *, base: nn.Module | Callable[[], nn.Module] | None) -> Answerer:
+    """The model of a checkpoint folder; raises CheckpointError, and ModelError for one that takes no images."""
     return Answerer(model=load(folder, base=base), image=format_of(read_record(folder), data))
 
 
-def _of_name(name: str, data: DataSettings, *, weights: str, shape: dict[str, Any]) -> Answerer:
+def open_named(name: str, data: DataSettings, *, weights: str, shape: dict[str, Any]) -> Answerer:
+    """A named model with its weights; raises ModelError and WeightsError, as `evaluate` does."""
     subject = resolve_subject(name, **shape)
     image = image_format(data, input_size=_known(subject.spec.input_size, name), model=subject.spec.data)
     load_weights(subject.model, subject.spec, weights)
