@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from reparam.api.recipes import load_recipe as load_recipe
     from reparam.api.report import Report as Report
     from reparam.api.report import report as report
+    from reparam.api.search import search as search
     from reparam.api.sensitivity import sensitivity as sensitivity
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from reparam.survey.records import Coverage as Coverage
     from reparam.survey.records import Examination as Examination
     from reparam.survey.run import SurveyStep as SurveyStep
+    from reparam.tradeoff.outcome import Predicted as Predicted
+    from reparam.tradeoff.outcome import SearchResult as SearchResult
     from reparam.tradeoff.records import Sensitivity as Sensitivity
     from reparam.tradeoff.records import SensitivityStep as SensitivityStep
     from reparam.tradeoff.records import SiteSensitivity as SiteSensitivity
@@ -75,11 +78,13 @@ _HOME = {
     "MemoryLevels": "reparam.cost.energy_table",
     "OPERATORS": "reparam.ops.base",
     "Plan": "reparam.graph.records",
+    "Predicted": "reparam.tradeoff.outcome",
     "Profile": "reparam.api.profile",
     "Progress": "reparam.train.progress",
     "RateTest": "reparam.train.rate_test",
     "Recipe": "reparam.recipe.schema",
     "Report": "reparam.api.report",
+    "SearchResult": "reparam.tradeoff.outcome",
     "Sensitivity": "reparam.tradeoff.records",
     "SensitivityStep": "reparam.tradeoff.records",
     "SiteSensitivity": "reparam.tradeoff.records",
@@ -105,6 +110,7 @@ _HOME = {
     "recipe_json_schema": "reparam.recipe.json_schema",
     "report": "reparam.api.report",
     "save": "reparam.checkpoint.save",
+    "search": "reparam.api.search",
     "sensitivity": "reparam.api.sensitivity",
 }
 

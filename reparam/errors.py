@@ -10,6 +10,7 @@ ReparamError
 ├── CheckpointError    a folder that is not an intact reparam checkpoint
 ├── DataError          a data set that is missing or does not fit the model
 ├── CostError          prices that cannot be found or read, or a cost that cannot be worked out
+├── BudgetError        a budget that cannot be read, or that no choice of operators meets
 └── TrainError         a training run that cannot go on
 """
 
@@ -52,6 +53,10 @@ class DataError(ReparamError):
 
 class CostError(ReparamError):
     """Prices that cannot be found or read, or a cost that cannot be worked out."""
+
+
+class BudgetError(ReparamError):
+    """A budget that cannot be read, or that no choice of operators meets."""
 
 
 class TrainError(ReparamError):

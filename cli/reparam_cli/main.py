@@ -21,6 +21,7 @@ from reparam_cli import (
     profile,
     recipes,
     report,
+    search,
     sensitivity,
 )
 from reparam_cli.argv import DEBUG, repeat_many_valued, take_debug
@@ -43,6 +44,7 @@ for verb in (
     profile.profile,
     report.report,
     sensitivity.sensitivity,
+    search.search,
     models.models,
     coverage.coverage,
     demo.demo,

@@ -81,7 +81,7 @@ def sensitivity(
 ) -> None:
     """Convert one site at a time, untrained, and rank the sites by what that does to the answers.
 
-    The result is written to sensitivity.json in the folder of a run, or here. A run that was
+    The result is written to sensitivity.json in the folder of a run, or here, for `reparam search`. A run that was
     stopped goes on where it stopped.
     """
     arguments = parse_pairs(model_kwargs, flag="--model-kwargs")

@@ -68,6 +68,8 @@ def open_dense(
     refuse_shape(source, shape)
     folder = Path(source)
     plan = read_record(folder).plan
+    if plan is not None and not plan.steps:  # trained by a recipe that converts nothing: dense itself
+        plan = None
     if plan is not None and not (folder / DENSE).is_dir():
         raise CheckpointError(
             f"{folder} holds a converted model without its dense original; give the run, whose {DENSE} folder has it"

@@ -61,7 +61,7 @@ class Evaluations:
         self._blanks: list[Tensor] = []
         self._at: Cut | None = None
         self._kept: list[Tensor] = []
-        self._proof_images: Tensor | None = None
+        self._proof: tuple[Tensor, Tensor] | None = None  # images, and their logits
 
     @torch.no_grad()
     def cut_before(self, position: int) -> Cut | None:
@@ -140,14 +140,16 @@ class Evaluations:
 
     def _prove(self, cut: Cut) -> bool:
         """Whether two images get the same bits from the cut on; a forward may object to blanks in any way."""
-        if self._proof_images is None:
-            self._proof_images = first_images(self._batches, _PROOF_IMAGES, device=self.device)
-        images = self._proof_images
-        with self._replay.watching(self._dense, batch=len(images)):
-            whole = self._dense(images)
+        images, whole = self._proof or self._begin_proofs()
         try:
             value = value_at(self._dense, cut, images=images)
             return torch.equal(whole, self._replay.logits(self._dense, cut, value, blank=self._replay.blank(images)))
         except Exception as error:
             logger.debug("%s is no cut: %s", cut.path, error)
             return False
+
+    def _begin_proofs(self) -> tuple[Tensor, Tensor]:
+        images = first_images(self._batches, _PROOF_IMAGES, device=self.device)
+        with self._replay.watching(self._dense, batch=len(images)):
+            self._proof = images, self._dense(images)
+        return self._proof

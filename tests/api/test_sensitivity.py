@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_a_dense_checkpoint_and_a_name_want_a_recipe(
     assert (run / "dense" / "sensitivity.json").exists()
     sensitivity(MODEL, "ladder-shift-mlp", data=data, weights="none", **SHAPE, **HERE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sensitivity.json", "sensitivity.jsonl"]
+
+
+def test_a_model_that_a_recipe_only_trained_is_dense_itself(
+    run: Path, data: DataSettings, tmp_path: Path, found: Sensitivity
+) -> None:
+    convert(load(run / "dense"), "none", example_input=torch.zeros(2, 1, 8, 8), out=tmp_path / "trained")
+    shutil.rmtree(tmp_path / "trained" / "dense")
+    assert figures(sensitivity(tmp_path / "trained", "shiftaddvit", data=data, **HERE)) == figures(found)
 
 
 def test_prefixes_change_no_figure(run: Path, data: DataSettings, tmp_path: Path, found: Sensitivity) -> None:
