@@ -1,6 +1,5 @@
 """What a report tells of one run: read from its folder, from its model, and from a few images."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -14,6 +13,7 @@ from reparam.api.evaluate import format_of, read_evaluation
 from reparam.api.profile import PROFILE_NAME, Profile, original_of, profile
 from reparam.api.resume import read_finetuning
 from reparam.api.run import Base
+from reparam.api.sensitivity import SENSITIVITY_NAME
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import WEIGHTS_NAME, Record, read_record
 from reparam.cost.baselines.base import REFERENCE
@@ -32,17 +32,16 @@ from reparam.reporting.page.records import (
     Missing,
     RoutingFacts,
     RunFacts,
-    Sensitivity,
+    SiteLoss,
     StageScore,
 )
 from reparam.reporting.pictures import data_uri
 from reparam.reporting.routing_map import routing_map
+from reparam.tradeoff.records import read_sensitivity
 from reparam.train.data import make_eval_loader, read_batches
 from reparam.train.metrics import METRICS_NAME, read_history
 from reparam.train.progress import Progress
 from reparam.train.regime import count_outputs
-
-SENSITIVITY_NAME = "sensitivity.json"
 
 
 def gather_run(
@@ -186,17 +185,13 @@ def _baselines(folder: Path) -> Measured | None:
         raise CheckpointError(f"{path} is not what reparam wrote; {advice}") from None
 
 
-def _sensitivity(folder: Path, record: Record) -> tuple[Sensitivity, ...] | Missing:
+def _sensitivity(folder: Path, record: Record) -> tuple[SiteLoss, ...] | Missing:
     path = folder / SENSITIVITY_NAME
     recipe = "" if record.plan else " --recipe RECIPE"
     command = f"reparam sensitivity {quote(str(folder))}{recipe} --data-dir DATA"
     if not path.is_file():
         return Missing(why="No site was converted alone yet to see what that costs", command=command)
-    try:
-        sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
-        return tuple(
-            Sensitivity.model_validate({key: site[key] for key in Sensitivity.model_fields if key in site})
-            for site in sites
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not as reparam sensitivity writes it; remove it, or run: {command}") from error
+    return tuple(
+        SiteLoss(path=site.path, kind=site.kind, operator=site.operator, top1_drop=site.top1_drop, kl=site.kl)
+        for site in read_sensitivity(path).sites
+    )

@@ -22,6 +22,7 @@ from reparam.ops.site import TokenGrid
 from reparam.recipe.data_settings import DataSettings
 from reparam.reporting.page.records import Missing, RoutingFacts
 from reparam.train.progress import Silent
+from tests.tradeoff.stand_ins import found_of, site
 from tests.train.pico import draw_folder
 
 MODEL = "vit_tiny_patch16_224"
@@ -144,15 +145,14 @@ def test_two_runs_share_a_page(run: Path, untrained: Path, tmp_path: Path) -> No
     assert not (untrained / "report.html").exists()
 
 
-def test_a_sensitivity_analysis_is_read_whatever_else_it_holds(run: Path, untrained: Path) -> None:
-    sites = [{"path": "blocks.0", "kind": "mlp", "operator": "moe_mlp", "top1_drop": 2.5, "kl": 0.1, "new": 1}]
+def test_a_sensitivity_analysis_is_read_as_the_command_wrote_it(untrained: Path) -> None:
     path = untrained / "sensitivity.json"
-    path.write_text(json.dumps({"sites": sites, "version": 9}))
+    path.write_text(found_of(site("blocks.0", 0.1, 2.5)).model_dump_json())
     try:
-        (site,) = gather(untrained).sensitivity
-        assert (site.path, site.top1_drop, site.kl) == ("blocks.0", 2.5, 0.1)
+        (loss,) = gather(untrained).sensitivity
+        assert (loss.path, loss.operator, loss.top1_drop, loss.kl) == ("blocks.0", "shift_linear", 2.5, 0.1)
         path.write_text('{"sites": [{"path": 3}]}')
-        with pytest.raises(CheckpointError, match=r"sensitivity\.json: not as reparam sensitivity writes it; remove"):
+        with pytest.raises(CheckpointError, match=r"sensitivity\.json: this is no result of `reparam sensitivity`"):
             gather(untrained)
     finally:
         path.unlink()

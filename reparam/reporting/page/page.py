@@ -13,7 +13,7 @@ from reparam.reporting.page import summary, words
 from reparam.reporting.page.histograms import draw_histograms
 from reparam.reporting.page.outline import outline
 from reparam.reporting.page.overlay import draw_overlays, without_map
-from reparam.reporting.page.records import Missing, PageFacts, RunFacts, Sensitivity
+from reparam.reporting.page.records import Missing, PageFacts, RunFacts, SiteLoss
 from reparam.reporting.page.training import routing_chart, training_charts
 from reparam.reporting.page.waterfall import Measure, WaterfallRow, largest, measures, waterfall
 
@@ -38,7 +38,7 @@ class Cost:
 class RankedSite:
     """A site, and its bar in percent of the worst one's."""
 
-    site: Sensitivity
+    site: SiteLoss
     width: float
     text: str
 

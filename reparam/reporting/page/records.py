@@ -65,15 +65,14 @@ class RoutingFacts(Frozen):
     where: str
 
 
-class Sensitivity(Frozen):
-    """What converting one site alone did: points of top-1 lost, and the divergence of the logits where it is known."""
+class SiteLoss(Frozen):
+    """What converting one site alone did: points of top-1 lost, and the divergence of the logits in nats."""
 
     path: str
-    kind: str = ""
-    operator: str = ""
-    top1: float | None = None
+    kind: str
+    operator: str
     top1_drop: float
-    kl: float | None = None
+    kl: float
 
 
 class RunFacts(Frozen):
@@ -104,7 +103,7 @@ class RunFacts(Frozen):
     exponents: tuple[ExponentHistogram, ...]
     history: tuple[StageHistory, ...]
     routing: RoutingFacts | Missing
-    sensitivity: tuple[Sensitivity, ...] | Missing
+    sensitivity: tuple[SiteLoss, ...] | Missing
     baselines: Measured | None
     commands: Commands
 

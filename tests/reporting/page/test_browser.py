@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reparam.reporting.page.page import render_page
-from reparam.reporting.page.records import Sensitivity
+from reparam.reporting.page.records import SiteLoss
 from tests.reporting.page.facts import block, page, run, tree
 
 pytest.importorskip("selenium", reason="selenium drives the browser; pip install 'reparam[dev]'")
@@ -93,7 +93,7 @@ def test_it_opens_without_complaint_or_request_and_fits(
 
 
 def test_two_runs_and_long_names_fit_on_a_phone(open_page: Open) -> None:
-    sites = tuple(Sensitivity(path=f"{LONG}.{i}", operator="moe_mlp", top1_drop=i) for i in range(3))
+    sites = tuple(SiteLoss(path=f"{LONG}.{i}", kind="mlp", operator="moe_mlp", top1_drop=i, kl=0.1) for i in range(3))
     long = run(name=LONG, model=LONG, folder=f"/{LONG}", tree=tree(block(LONG)), sensitivity=sites, evaluation=None)
     driver = open_page(long, run(name=f"{LONG}b"), size=PHONE)
     assert driver.execute_script("return document.documentElement.scrollWidth") == PHONE[0]

@@ -10,7 +10,7 @@ from reparam.cost.measurement import Measured, Measurement
 from reparam.reporting.commands import Commands
 from reparam.reporting.module_tree import Fate, ModuleNode
 from reparam.reporting.page.page import render_page
-from reparam.reporting.page.records import Missing, Sensitivity
+from reparam.reporting.page.records import Missing, SiteLoss
 from tests.reporting.page.facts import ROUTING, figures, history, page, run, tree
 
 SECTIONS = ["summary", "modules", "cost", "exponents", "training", "routing", "sensitivity", "reproduce"]
@@ -106,7 +106,7 @@ def test_names_cannot_smuggle_markup_in_anywhere() -> None:
         for epoch in stage.epochs
     )
     told = type(stage)(report=stage.report, steps=stage.steps, epochs=epochs)
-    site = Sensitivity(path=HOSTILE, kind="linear", operator=HOSTILE, top1_drop=1.0)
+    site = SiteLoss(path=HOSTILE, kind="linear", operator=HOSTILE, top1_drop=1.0, kl=0.1)
     hostile = run(
         name=HOSTILE, folder=HOSTILE, model=HOSTILE, recipe=HOSTILE, summary=HOSTILE, paper=HOSTILE, tree=tree(node),
         unseen=(HOSTILE,), history=(told,), blocks=(HOSTILE, "b"),
@@ -143,7 +143,8 @@ def test_a_section_without_facts_names_the_command_that_makes_it() -> None:
 
 def test_sensitivity_is_ranked_with_the_worst_first() -> None:
     sites = tuple(
-        Sensitivity(path=f"blocks.{i}", operator="moe_mlp", top1_drop=drop) for i, drop in enumerate((0.5, -0.25, 3.0))
+        SiteLoss(path=f"blocks.{i}", kind="mlp", operator="moe_mlp", top1_drop=drop, kl=0.1)
+        for i, drop in enumerate((0.5, -0.25, 3.0))
     )
     parsed = Page(render_page(page(run(sensitivity=sites))))
     widths = re.findall(r"left:0;width:([\d.]+)%", render_page(page(run(sensitivity=sites))))
