@@ -9,6 +9,8 @@ from torch import nn
 import reparam
 from reparam.errors import ModelError, PlanError, RecipeError
 from reparam.models.cifar_resnet import CifarResNet
+from tests.on_paper import PICO as PICO_SIZES
+from tests.on_paper import vit_operations
 from tests.pico import ATTENTION, FULL, images, inline_net, recipe, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -25,11 +27,12 @@ def test_a_named_model_is_planned_without_weights_like_the_module_it_builds() ->
 
 def test_totals_are_per_image_and_those_counted_on_paper() -> None:
     plan = reparam.plan(vit(), "shiftaddvit", example_input=images(4))
-    block = 17 * 16 * (4 * 16 + 8 * 16) + 2 * 17**2 * 16
-    assert plan.before.multiplications == 16 * 48 * 16 + 2 * block + 16 * 3
+    wanted = vit_operations(**PICO_SIZES)
+    assert plan.before.multiplications == wanted["mul.f32"]
+    assert plan.before.operations.items() >= wanted.items()
     assert plan.before.parameters == sum(p.numel() for p in vit().parameters())
     assert plan.after.multiplications < plan.before.multiplications / 2
-    assert plan.before.uncounted == {"gelu": 2, "layer_norm": 5}
+    assert plan.before.uncounted == {}
 
 
 FOR_CNNS = {"addernet", "shiftaddnet", "shiftaddnet-fixed"}
