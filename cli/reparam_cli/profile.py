@@ -83,7 +83,7 @@ def profile(
     from reparam_cli.render.results import profile_view
 
     show(profile_view(profiled))
-    show(energy_view(profiled, has_memory=has_memory))
+    show(energy_view(profiled, weights_in=weights_in, activations_in=activations_in))
     if profiled.measured is not None:
         show(measured_view(profiled.measured))
 

@@ -94,7 +94,9 @@ def as_sequence(recipes: Recipes | None) -> tuple[str | Path | Recipe, ...]:
 
 def _checked(recipes: Recipes | None, overrides: Sequence[str]) -> tuple[Recipe, ...]:
     given = as_sequence(recipes)
-    if overrides and len(given) != 1:
+    if overrides and not given:
+        raise RecipeError("overrides change a recipe that is named; add --recipe NAME")
+    if overrides and len(given) > 1:
         raise RecipeError(f"overrides change one recipe, and {len(given)} were given; write the changes into files")
     return tuple(check_recipe(recipe, overrides=overrides) for recipe in given)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from reparam.api.subject import is_checkpoint, resolve_subject
-from reparam.atomic import write_text
+from reparam.atomic import check_file, write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import Record, read_record
 from reparam.errors import CheckpointError, ModelError
@@ -80,6 +80,7 @@ def evaluate(
     shape = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "model_kwargs": model_kwargs}
     if is_checkpoint(source):
         refuse_shape(source, shape)
+        check_file(Path(source) / EVALUATION_NAME)
         where, answerer = pick_device(device), open_checkpoint(Path(source), data, base=base)
     elif Path(source).suffix.lower() == ".onnx":
         where, answerer = torch.device("cpu"), _of_onnx(str(source), data, device=device, weights=weights, shape=shape)

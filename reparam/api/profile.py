@@ -12,7 +12,7 @@ from reparam.api.convert import DENSE
 from reparam.api.evaluate import read_evaluation
 from reparam.api.measuring import Measuring, latency_of, measure_models
 from reparam.api.subject import is_checkpoint, resolve_subject, total_of
-from reparam.atomic import write_text
+from reparam.atomic import check_file, write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import WEIGHTS_NAME
 from reparam.cost.array_layers import EYERISS, price_on_array
@@ -43,9 +43,9 @@ class Profile(Frozen):
     `experts` says where mixtures of experts sent their tokens in those counts: "measured" shares, or the "balanced"
     load (modelled); None without mixtures. `uncounted` tells how often torch functions ran that have no formula.
     `energies` are modelled from the counts, one for each table; `int8_energies` are those of the same operations in
-    int8, for a model that is dense: the baseline that a converted one must beat. `latency` is that of the model as it
-    runs eagerly, at the first batch size of `measured`. `dense` is the profile of a run's original, whose measurements
-    are in `measured`, because both were measured in turns.
+    int8, for a model that is dense: the baseline that a converted one (`is_converted`) must beat. `latency` is that of
+    the model as it runs eagerly, at the first batch size of `measured`. `dense` is the profile of a run's original,
+    whose measurements are in `measured`, because both were measured in turns.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Profile(Frozen):
     modules: tuple[ModuleCount, ...]
     energies: tuple[Energy, ...]
     int8_energies: tuple[Energy, ...]
+    is_converted: bool = False
     measured: Measured | None = None
     dense: "Profile | None" = None
 
@@ -103,6 +104,8 @@ def profile(
         ModelError, CheckpointError: the source cannot be built or loaded, or its input is unknown.
     """
     how = Measuring.checked(batch_size, baselines, threads)
+    if write and is_checkpoint(source):
+        check_file(Path(str(source)) / PROFILE_NAME)
     count = partial(_counted, example_input=example_input, tables=tables, memory=memory)
     model, name = _open(source, measure=measure)
     shares = _measured_shares(source) if mult_share is None else mult_share
@@ -160,6 +163,7 @@ def _counted(
         modules=modules,
         energies=tuple(energy for energy, _ in energies),
         int8_energies=tuple(int8 for _, int8 in energies),
+        is_converted=_is_converted(model),
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reparam.api.command import command_line
-from reparam.api.recipes import check_recipe
 from reparam.api.sensitivity import SENSITIVITY_NAME
 from reparam.atomic import check_file, write_text
 from reparam.cost.energy_table import load_table
@@ -62,6 +61,9 @@ def search(
     target = Path(out) if out is not None else path.with_name(RECIPE_NAME)
     _check_target(target, path)
     trade = Trade(found, costs_of(found, prices))
+    for name, costs in trade.costs.items():
+        if costs.dense <= 0 and name in {quantity, *(one.quantity for one in budgets)}:
+            raise BudgetError(f"the dense model has no {name} to save: the table {prices.name} prices nothing in it")
     mix = trade.search(budgets, max_drop=max_drop, minimise=quantity)
     asked = {
         "budget": [one.text for one in budgets],
@@ -90,7 +92,6 @@ def search(
         commands=(*found.commands, command),
     )
     write_text(target, text)
-    check_recipe(target)
     write_text(target.with_suffix(".json"), result.model_dump_json(indent=1) + "\n")
     if can_draw():
         draw_front(result, target.with_suffix(""))
@@ -114,10 +115,13 @@ def _check_target(target: Path, analysis: Path) -> None:
     if result.resolve() == analysis.resolve():
         raise CheckpointError(f"{target}: {result} is the analysis, and the result would replace it; name another file")
     check_file(target)
-    if target.exists() and not target.read_text(encoding="utf-8", errors="replace").startswith(_MADE_BY):
-        raise CheckpointError(
-            f"{target}: `reparam search` did not write this file, so it is not replaced; name another"
-        )
+    is_ours = target.exists() and target.read_text(encoding="utf-8", errors="replace").startswith(_MADE_BY)
+    written_files = [target.with_suffix(suffix) for suffix in (".toml", ".json", ".png", ".svg")]
+    for file in () if is_ours else written_files:
+        if file.exists():
+            raise CheckpointError(
+                f"{file}: `reparam search` did not write this file, so it is not replaced; name another with --out"
+            )
 
 
 def _summary(trade: Trade, mix: Mix, quantity: Quantity) -> str:

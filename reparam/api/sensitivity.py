@@ -130,6 +130,8 @@ def sensitivity(
             device=where,
             spread=images,
         )
+        # Only now, when the data are there: a journal of a mistyped folder would stand in the way of the right one.
+        journal.begin()
         on_device = dense.model if where.type == "cpu" else copy.deepcopy(dense.model).to(where)
         trace = probe(dense.model, _example(dense))
         evaluations = Evaluations(

@@ -96,6 +96,8 @@ def load_table(source: str | Path) -> EnergyTable:
     tables = energy_tables()
     if source not in tables:
         hint = did_you_mean(source, tables) or f" Known: {', '.join(tables)}; or give a .toml file."
+        if source == "shiftaddvit-eyeriss":
+            hint = " That is no table but an accounting of whole layers, which only profile has."
         raise CostError(f'unknown energy table "{source}".{hint}')
     return tables[source]
 
@@ -108,7 +110,8 @@ def read_table(path: Path) -> EnergyTable:
         fields: dict[str, Any] = {**written.model_dump(), "operations": flat}
         return EnergyTable.model_validate(fields)
     except (OSError, UnicodeDecodeError) as error:
-        raise CostError(f"energy table {path} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise CostError(f"energy table {path} cannot be read: {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise CostError(f"energy table {path} is not TOML: {error}") from None
     except ValidationError as error:

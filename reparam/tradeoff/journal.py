@@ -1,7 +1,10 @@
 """The journal of one analysis: what it is about, the dense figures, then a line for each finished choice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from reparam.errors import CheckpointError
 from reparam.journal import Journal
@@ -16,21 +19,29 @@ class SensitivityJournal:
     Args:
         path: of the file; its folder is made.
         subject: what is measured now.
-        fresh: forget what the file holds.
+        fresh: forget what the file holds, once the measurement begins.
     Raises:
         CheckpointError: the file is of another subject, or no journal.
     """
 
     def __init__(self, path: Path, subject: Subject, *, fresh: bool) -> None:
-        self._path, self._journal = path, Journal(path, Entry, fresh=fresh)
-        entries = self._journal.read()
+        check_journal(path)
+        self._path, self._subject, self._fresh = path, subject, fresh
+        self._journal = Journal(path, Entry, fresh=False)
+        entries = {} if fresh else self._journal.read()
         self.known: dict[str, SiteSensitivity] = {name: e.site for name, e in entries.items() if e.site is not None}
         self.dense = entries[_DENSE].dense if _DENSE in entries else None
         header = entries.get(_SUBJECT)
-        if header is None or header.subject is None:
-            self._journal.add(Entry(name=_SUBJECT, subject=subject))
-        elif differences := list(_differences(header.subject, subject)):
+        self._is_begun = header is not None and header.subject is not None and len(entries) > 1
+        if self._is_begun and (differences := list(_differences(header.subject, subject))):
             raise self._of_another(differences)
+
+    def begin(self) -> None:
+        """Writes down the subject, and forgets what the file held if it is to; before the first figure is added."""
+        if not self._is_begun:
+            self._path.unlink(missing_ok=True)
+            self._journal.add(Entry(name=_SUBJECT, subject=self._subject))
+            self._is_begun = True
 
     def add_dense(self, dense: DenseFigures) -> None:
         """Writes down the dense figures; raises CheckpointError where the lines so far were measured on others."""
@@ -53,6 +64,23 @@ class SensitivityJournal:
         )
 
 
+def check_journal(path: Path) -> None:
+    """Raises CheckpointError for a file that is there and does not begin as a journal of sensitivities does."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        is_journal = not first.endswith(b"\n") or Entry.model_validate_json(first).name == _SUBJECT
+    except ValidationError:
+        is_journal = False
+    if not is_journal:
+        raise CheckpointError(
+            f"{path}: `reparam sensitivity` keeps its journal there, and this file is another one; name another result "
+            "with --out"
+        )
+
+
 def _differences(before: Subject, now: Subject) -> Iterator[str]:
     if before.weights != now.weights:
         yield f"of model {before.model}, now {now.model} with other weights"
@@ -60,6 +88,10 @@ def _differences(before: Subject, now: Subject) -> Iterator[str]:
         was, wanted = (", ".join(recipe.name for recipe in subject.recipes) for subject in (before, now))
         yield f'recipes "{was}", now "{wanted}"' + (" with other rules" if was == wanted else "")
     if before.data != now.data:
-        yield f"data {before.data}, now {now.data}"
+        yield f"{_said(before.data)}, now {_said(now.data)}"
     if before.images != now.images:
         yield f"{before.images} images, now {now.images}"
+
+
+def _said(data: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in data.items()) or "no data options"

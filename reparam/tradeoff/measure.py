@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from reparam.cost.count import count_operations, per_image
 from reparam.cost.energy import bits_of
 from reparam.cost.walk import images_in
+from reparam.errors import ModelError
 from reparam.ops.weight_words import weight_words
 from reparam.trace.probe import ExampleInput, probe
 from reparam.trace.record import Trace
@@ -80,8 +81,13 @@ def measure(
         counts = count(model, probe(model, dense.example_input))
         cut = cuts[choice.key]
         logits = evaluations.logits(model.to(evaluations.device), cut)
-        accuracy = top1(logits, dense.answers.labels)
         site = choice.step.site
+        if not logits.isfinite().all():
+            raise ModelError(
+                f"{site.path}: with {choice.step.operator} there, logits are not finite, so nothing can be said of it; "
+                'keep it dense by a rule (operator = "keep") and measure the others'
+            )
+        accuracy = top1(logits, dense.answers.labels)
         yield SiteSensitivity(
             path=site.path,
             kind=site.kind,

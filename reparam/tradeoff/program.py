@@ -54,7 +54,7 @@ def solve(objective: Numbers, bounds: Sequence[Bound], groups: Sequence[Sequence
         rows.append((np.bincount(group, minlength=size).astype(float), 1.0))
     constraints = [LinearConstraint(weights[None], -np.inf, limit) for weights, limit in rows]
     costs, _ = _scaled(objective, 0.0)
-    with stdout_on_stderr():
+    with without_solver_notes():
         answer = milp(costs, constraints=constraints, integrality=1, bounds=Bounds(0, 1), options={"mip_rel_gap": 0.0})
     if answer.x is None:
         return None
@@ -62,20 +62,21 @@ def solve(objective: Numbers, bounds: Sequence[Bound], groups: Sequence[Sequence
 
 
 @contextmanager
-def stdout_on_stderr() -> Iterator[None]:
-    """Inside, what C code prints to stdout goes to stderr: HiGHS prints notes of its own, and stdout is for results."""
+def without_solver_notes() -> Iterator[None]:
+    """Inside, what C code prints to stdout is dropped: HiGHS prints notes of its own, and stdout is for results."""
     if os.name != "posix":
         yield
         return
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(nowhere, 1)
         yield
     finally:
         ctypes.CDLL(None).fflush(None)  # into a pipe, C keeps its lines back
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nowhere)
 
 
 def _scaled(weights: Numbers, limit: float) -> tuple["np.ndarray[tuple[int], np.dtype[np.float64]]", float]:

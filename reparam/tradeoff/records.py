@@ -1,9 +1,9 @@
 """A sensitivity analysis as data: its subject, the dense model, and one record for each choice; JSON both ways."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from reparam.errors import CheckpointError
 from reparam.recipe.schema import Frozen, Kind, Recipe
@@ -35,13 +35,13 @@ class DenseFigures(Frozen):
     `weight_bytes` is the size of the weights as a device would hold them: shift weights in their bits, others in 32.
     """
 
-    images: int
-    top1: float
+    images: Annotated[int, Field(ge=1)]
+    top1: FiniteFloat
     top1_interval: tuple[float, float]
-    operations: dict[str, int]
+    operations: Annotated[dict[str, int], Field(min_length=1)]
     uncounted: dict[str, int] = Field({})
     parameters: int
-    weight_bytes: float
+    weight_bytes: Annotated[FiniteFloat, Field(gt=0)]
 
 
 class SiteSensitivity(Frozen):
@@ -60,16 +60,16 @@ class SiteSensitivity(Frozen):
     options: dict[str, Any]
     recipe: str
     stage: str
-    top1: float
-    top1_drop: float
-    kl: float
+    top1: FiniteFloat
+    top1_drop: FiniteFloat
+    kl: FiniteFloat
     routing: str | None = None
     remark: str | None = None
     takes_along: tuple[str, ...] = ()
     operations_change: dict[str, int]
     uncounted_change: dict[str, int] = Field({})
     parameters_change: int
-    weight_bytes_change: float
+    weight_bytes_change: FiniteFloat
     began_at: str | None = None
     seconds: float
 
@@ -93,7 +93,7 @@ class Sensitivity(Frozen):
     dense_top1: float
     images: int
     dense: DenseFigures
-    sites: tuple[SiteSensitivity, ...]
+    sites: Annotated[tuple[SiteSensitivity, ...], Field(min_length=1)]
     other_sites: tuple[OtherSite, ...]
     device: str
     commands: tuple[str, ...]

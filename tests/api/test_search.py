@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,43 @@ def test_bad_input_is_refused(run: Path, found: Sensitivity, tmp_path: Path) -> 
 def test_the_verb_and_its_room_do_not_hide_each_other() -> None:
     assert callable(reparam.search)
     assert callable(reparam.sensitivity)
+
+
+@pytest.mark.parametrize("name", ["config.json", "evaluate.json", "curves.png", "curves.svg"])
+def test_files_of_a_run_beside_the_recipe_are_never_replaced(found: Sensitivity, tmp_path: Path, name: str) -> None:
+    analysis = tmp_path / "sensitivity.json"
+    analysis.write_text(found.model_dump_json())
+    other = tmp_path / name
+    other.write_text("of the run")
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)}: `reparam search` did not write this file"):
+        search(analysis, budget="energy=0.9x", out=other.with_suffix(".toml"))
+    assert other.read_text() == "of the run"
+    assert not other.with_suffix(".toml").exists()
+
+
+def test_a_search_may_replace_what_a_search_wrote(found: Sensitivity, tmp_path: Path) -> None:
+    analysis = tmp_path / "sensitivity.json"
+    analysis.write_text(found.model_dump_json())
+    for budget in ("energy=0.9x", "energy=0.8x"):
+        search(analysis, budget=budget)
+    assert "energy=0.8x" in (tmp_path / "searched.toml").read_text()
+
+
+@pytest.mark.parametrize("broken", [{"sites": []}, {"dense_top1": 90.0, "images": "many"}])
+def test_an_analysis_without_sites_or_sense_is_refused(
+    found: Sensitivity, tmp_path: Path, broken: dict[str, Any]
+) -> None:
+    analysis = tmp_path / "sensitivity.json"
+    analysis.write_text(json.dumps(json.loads(found.model_dump_json()) | broken))
+    with pytest.raises(CheckpointError, match="this is no result of `reparam sensitivity`"):
+        search(analysis, budget="energy=0.9x")
+
+
+def test_a_table_that_prices_nothing_is_no_bound(found: Sensitivity, tmp_path: Path) -> None:
+    analysis, table = tmp_path / "sensitivity.json", tmp_path / "free.toml"
+    analysis.write_text(found.model_dump_json())
+    table.write_text('name = "free"\ntitle = "Free"\nsource = "nobody"\n[operations]\nmul = { f32 = 0.0 }\n')
+    with pytest.raises(BudgetError, match="no energy to save: the table free prices nothing in it"):
+        search(analysis, budget="energy=0.9x", table=table)
+    with pytest.raises(CostError, match="an accounting of whole layers, which only profile has"):
+        search(analysis, budget="energy=0.9x", table="shiftaddvit-eyeriss")

@@ -175,7 +175,7 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(
         pytest.param({"recipe": "ladder-add"}, r'recipes "shiftaddvit", now "ladder-add"', id="recipe"),
         pytest.param({"overrides": ["stage.1.rule.2.bits=4"]}, "with other rules", id="options"),
         pytest.param({"images": 5}, "1000 images, now 5", id="images"),
-        pytest.param({"data": DataSettings(data_dir="elsewhere")}, "data .*elsewhere", id="data"),
+        pytest.param({"data": DataSettings(data_dir="elsewhere")}, "now --data-dir elsewhere", id="data"),
     ],
 )
 def test_a_journal_of_something_else_is_refused_and_says_what_differs(
@@ -241,6 +241,33 @@ def test_bad_input_is_refused_before_the_work(run: Path, data: DataSettings, tmp
         sensitivity(run, load_recipe("none"), data=data, out=tmp_path / "s.json", **HERE)
     with pytest.raises(DataError):
         sensitivity(run, data=DataSettings(data_dir=str(tmp_path / "gone")), out=tmp_path / "t.json", **HERE)
+
+
+def test_without_its_data_an_analysis_leaves_nothing_and_loses_nothing(
+    run: Path, data: DataSettings, tmp_path: Path, found: Sensitivity
+) -> None:
+    out = tmp_path / "s.json"
+    nowhere = DataSettings(data_dir=str(tmp_path / "nodta"))
+    for fresh in (False, True):
+        with pytest.raises(DataError, match="no such folder"):
+            sensitivity(run, data=nowhere, out=out, fresh=fresh, **HERE)
+    assert not list(tmp_path.iterdir())
+    journal = out.with_suffix(".jsonl")
+    journal.write_bytes((run / "sensitivity.jsonl").read_bytes())
+    with pytest.raises(DataError, match="no such folder"):
+        sensitivity(run, data=nowhere, out=out, fresh=True, **HERE)
+    assert journal.read_bytes() == (run / "sensitivity.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_another_file_in_the_journal_s_place_is_never_replaced(
+    run: Path, data: DataSettings, tmp_path: Path, fresh: bool
+) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"kind": "epoch", "loss": 1.0}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: .* this file is another one; name another result"):
+        sensitivity(run, data=data, out=tmp_path / "metrics.json", fresh=fresh, **HERE)
+    assert metrics.read_text() == '{"kind": "epoch", "loss": 1.0}\n'
 
 
 def figures(found: Sensitivity) -> list[dict[str, Any]]:

@@ -63,6 +63,7 @@ def counted(name: str, *, muls: int) -> Profile:
         modules=(),
         energies=(energy("horowitz-45nm", muls * 1e6), energy("mine", muls * 1e3)),
         int8_energies=(energy("horowitz-45nm", 5e8), energy("mine", 2e6)),
+        is_converted=not name.endswith("dense") and name != "deit_tiny",
     )
 
 
@@ -253,4 +254,14 @@ def test_tables_and_memories_are_asked_for_by_name_and_memory_is_none_without(ru
     assert (plain["tables"], plain["memory"]) == (None, None)
     assert chosen["tables"] == ["mine.toml", "ecoformer"]
     assert chosen["memory"] == reparam.MemoryLevels(weights="dram", activations=None)
-    assert "moving words is priced" in run_cli("profile", "run", "--activations-in", "dram").out
+    out = " ".join(run_cli("profile", "run", "--activations-in", "dram").out.split())
+    assert "moving activations in dram is priced, not that of weights" in out
+
+
+def test_a_conversion_without_its_original_is_not_called_dense(
+    run_cli: RunCli, asked: Asked, answer: dict[str, Any]
+) -> None:
+    answer["dense"] = None
+    out = lines(run_cli("profile", "run", "--no-dense").out)
+    assert "energy of one image converted" in out
+    assert "horowitz-45nm 1.00 mJ" in out

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from reparam.errors import PlanError
+from reparam.errors import ModelError, PlanError
 from reparam.graph.rewrite import rewrite
 from reparam.ops.moe import MoeMlp
 from reparam.recipe.load import load_recipe
@@ -46,6 +46,15 @@ def test_divergence_is_the_sum_of_p_log_p_over_q_in_double_precision() -> None:
     assert mean_kl(dense, other) == pytest.approx(sum(rows) / len(rows), rel=1e-12)
     assert mean_kl(dense, other) != pytest.approx(mean_kl(other, dense))
     assert mean_kl(dense, dense + 3) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_site_whose_answers_are_not_finite_is_named_and_never_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = lively(vit)
+    choices = list(find_choices(dense, [LINEAR], EXAMPLE).choices)
+    everywhere = torch.full((9, 3), torch.nan)
+    monkeypatch.setattr("reparam.tradeoff.evaluations.Evaluations.logits", lambda self, model, cut: everywhere)
+    with pytest.raises(ModelError, match=r"with shift_linear there, logits are not finite"):
+        measured(dense, choices)
 
 
 def test_accuracy_is_in_percent() -> None:

@@ -10,27 +10,51 @@ from reparam_cli.render.screen import amount, plain_table, three_figures
 if TYPE_CHECKING:
     from reparam import Energy, Profile
 
+#: The accounting that has memories of its own.
+_OWN_MEMORIES = "shiftaddvit-eyeriss"
 _PREFIXES = ((1e12, "J"), (1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ"))
 
 
-def energy_view(profile: "Profile", *, has_memory: bool) -> RenderableType:
-    """Returns a row for each table; the int8 column is the dense model's, the baseline that a conversion must beat."""
-    dense = profile.dense or profile
-    is_run = profile.dense is not None
-    table = plain_table("energy of one image", "dense", "dense in int8", *(["converted", "to int8"] if is_run else []))
-    beaten = []
-    for energy, wide, narrow in zip(profile.energies, dense.energies, dense.int8_energies, strict=True):
-        cells = [joules(wide.picojoules), joules(narrow.picojoules)]
-        if is_run:
-            ratio = energy.picojoules / narrow.picojoules if narrow.picojoules else float("inf")
-            cells += [joules(energy.picojoules), f"{three_figures(ratio)}x"]
-            beaten += [energy.table] if ratio > 1 else []
+def energy_view(profile: "Profile", *, weights_in: str | None, activations_in: str | None) -> RenderableType:
+    """Returns a row for each table.
+
+    The int8 column is the dense model's: the baseline that a conversion must beat. A conversion whose original is not
+    there stands alone.
+    """
+    dense = profile if profile.dense is None and not profile.is_converted else profile.dense
+    headings = ["dense", "dense in int8"] if dense else []
+    if profile.is_converted:
+        headings += ["converted", "to int8"] if dense else ["converted"]
+    table, beaten = plain_table("energy of one image", *headings), list[str]()
+    for index, energy in enumerate(profile.energies):
+        cells = []
+        if dense:
+            narrow = dense.int8_energies[index].picojoules
+            cells += [joules(dense.energies[index].picojoules), joules(narrow)]
+        if profile.is_converted:
+            cells.append(joules(energy.picojoules))
+        if profile.is_converted and dense:
+            cells.append(f"{three_figures(energy.picojoules / narrow)}x" if narrow else "-")
+            beaten += [energy.table] if energy.picojoules > narrow else []
         table.add_row(Text(energy.table), *cells)
-    where = "moving words is priced" if has_memory else "moving words is not priced: see --weights-in, --activations-in"
-    notes = [Text(f"modelled from the counts; {where}", style="dim"), *_unpriced(profile.energies)]
+    notes = [Text(f"modelled from the counts; {_moves(weights_in, activations_in)}", style="dim")]
+    if any(energy.table.startswith(_OWN_MEMORIES) for energy in profile.energies):
+        notes.append(Text(f"{_OWN_MEMORIES} prices its own memories, and products alone", style="dim"))
+    notes += _unpriced(profile.energies)
     if beaten:
         notes.append(Text(f"the dense model in int8 would take less, by {', '.join(beaten)}", style="red"))
     return Group(Text(), table, *notes)
+
+
+def _moves(weights_in: str | None, activations_in: str | None) -> str:
+    """Whose transport is priced."""
+    priced = [
+        f"{what} in {where}" for what, where in (("weights", weights_in), ("activations", activations_in)) if where
+    ]
+    if not priced:
+        return "moving words is not priced: see --weights-in, --activations-in"
+    rest = "" if len(priced) > 1 else f", not that of {'activations' if weights_in else 'weights'}"
+    return f"moving {' and '.join(priced)} is priced{rest}, by tables that have such memories"
 
 
 def joules(picojoules: float) -> str:

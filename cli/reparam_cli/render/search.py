@@ -25,9 +25,8 @@ def search_view(result: "SearchResult") -> RenderableType:
         taken.add_row(operator, Text(", ".join(folded.text for folded in fold_paths(paths))))
     costs = plain_table("", "dense", "predicted", "")
     mix = result.predicted
-    costs.add_row(
-        "top-1", f"{result.dense_top1:.2f} %", f"{result.dense_top1 - mix.top1_drop:.2f} %", f"-{mix.top1_drop:.2f}"
-    )
+    top1 = result.dense_top1
+    costs.add_row("top-1", f"{top1:.2f} %", f"{top1 - mix.top1_drop:.2f} %", f"{0.0 - mix.top1_drop:+.2f}")
     costs.add_row("KL(dense || mix), nats", "0", f"{mix.kl:.2e}", "")
     for quantity, dense in result.dense_costs.items():
         costs.add_row(
