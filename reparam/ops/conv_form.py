@@ -69,6 +69,11 @@ class ConvForm:
         """The dense product of prepared images."""
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
+    def rows(self, x: Tensor) -> Tensor:
+        """The patches of prepared images that each group multiplies by its weights: (groups, B * OH * OW, I)."""
+        patches = F.unfold(x, self.kernel, dilation=self.dilation, padding=self.padding, stride=self.stride)
+        return patches.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
     def output(self, input_shape: tuple[int, ...]) -> Pair:
         """Height and width of the output."""
         left, right, top, bottom = self._around(input_shape)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from reparam.errors import ReparamError
 from reparam.ops.fixed_point import FixedPoint
@@ -17,14 +16,16 @@ from reparam.ops.power_of_two import exponent_of, power_of_two
 from reparam.ops.shift import ShiftLinear
 from reparam.ops.shift_conv2d import ShiftConv2d
 from reparam.ops.shift_layer import ShiftLayer
+from reparam.ops.shift_weight import shift_terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShiftCodes:
-    """A shift layer's weights as a machine holds them: w = sign * 2**(shift + lowest).
+    """A shift layer's weights as a machine holds them, term by term: sign * 2**(shift + lowest).
 
     sign (O, I) int8 in {-1, 0, 1}; shift (O, I) int8, at least 0, 0 where the sign is 0; lowest (O, 1) int32 exponents.
-    Of a convolution, I are the weights of one output channel, I / groups * KH * KW in the order of `F.unfold`.
+    Of a convolution, I are the weights of one output channel, I / groups * KH * KW in the order of `F.unfold`. Of more
+    terms than one, all first terms come before all second ones, and an input stands once before each: I counts both.
     """
 
     sign: Tensor
@@ -34,10 +35,10 @@ class ShiftCodes:
 
 def shift_codes(layer: ShiftLayer) -> ShiftCodes:
     """Reads the codes of a shift layer; together they give its rounded weights exactly."""
-    weight = layer.weight.detach().float().flatten(1)
+    terms = shift_terms(layer.weight.detach().float(), layer.offset, layer.options).movedim(0, 1).flatten(1)
     lowest = layer.offset.to(torch.int32).flatten(1) + layer.options.lowest_exponent
-    sign = torch.sign(weight).to(torch.int8)
-    shift = torch.where(sign == 0, 0, exponent_of(weight) - lowest).to(torch.int8)
+    sign = torch.sign(terms).to(torch.int8)
+    shift = torch.where(sign == 0, 0, exponent_of(terms) - lowest).to(torch.int8)
     return ShiftCodes(sign=sign, shift=shift, lowest=lowest)
 
 
@@ -81,7 +82,8 @@ def shift_linear_integer(layer: ShiftLinear, x: Tensor, *, accumulator_bits: int
         ReparamError: the layer's activations are not fixed-point, or an accumulator could overflow.
     """
     activation, weights = _fixed_point(layer), shift_codes(layer)
-    sums = shift_matmul(activation_codes(x, activation), weights, accumulator_bits=accumulator_bits)
+    codes = activation_codes(x, activation).repeat(1, layer.options.terms)
+    sums = shift_matmul(codes, weights, accumulator_bits=accumulator_bits)
     return _values(sums, layer, weights)
 
 
@@ -94,8 +96,8 @@ def shift_conv2d_integer(layer: ShiftConv2d, x: Tensor, *, accumulator_bits: int
     activation, form, weights = _fixed_point(layer), layer.form, shift_codes(layer)
     codes = activation_codes(form.prepared(x), activation)
     # torch unfolds floats only, which hold all codes; a padded pixel has code 0.
-    patches = F.unfold(codes.float(), form.kernel, dilation=form.dilation, padding=form.padding, stride=form.stride)
-    rows = patches.unflatten(1, (form.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).long()  # (groups, T, I)
+    rows = form.rows(codes.float()).long()
+    rows = rows.repeat(1, 1, layer.options.terms)
     sums = shift_matmul(rows, _by_group(weights, form.groups), accumulator_bits=accumulator_bits)
     values = _values(sums.movedim(0, 1).flatten(1), layer, weights)
     return values.view(len(x), *form.output(x.shape), -1).movedim(-1, 1)

@@ -26,7 +26,7 @@ def _is_plain_linear(dense: nn.Module) -> bool:
 
 @operator("shift_linear", kind="linear", source="arXiv:1905.13298")
 class ShiftLinear(ShiftLayer):
-    """y = x @ W' + b, W rounded to signed powers of two.  Before: O*I mul + O*I add.  After: O*I shift + O*I add."""
+    """y = x @ W' + b, W rounded to powers of two.  Before: O*I mul + O*I add.  After: O*I shift + O*I add a term."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, options: ShiftOptions) -> None:
         super().__init__(weight, bias, options)
@@ -99,6 +99,8 @@ class ShiftLinear(ShiftLayer):
             example("q-8-bits-linear-domain", bits=8, domain="linear"),
             example("q-as-published", per_channel_offset=False, zero_code=False, activation_bits=16),
             example("q-stochastic", rounding="stochastic"),
+            example("q-two-terms", terms=2),
+            example("q-three-terms-least-squares", terms=3, bits=4, domain="linear", init="least-squares"),
             example("q-int8-activations", activation_bits=8),
             example("ps", parameterisation="ps"),
             example("ps-floor-activations", parameterisation="ps", activation_bits=16, activation_rounding="floor"),
@@ -115,4 +117,5 @@ class ShiftLinear(ShiftLayer):
 
     def extra_repr(self) -> str:
         """Shape and bits, for `repr`."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.options.bits}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, {self.width_repr()}"

@@ -109,6 +109,7 @@ class ShiftConv2d(ShiftLayer, ConvAttributes):
             example("q-frozen-pruned", 4, 6, 3, frozen=True, sparsity=0.5),
             example("ps-pruned", parameterisation="ps", sparsity=0.25),
             example("q-int8-activations", activation_bits=8),
+            example("q-grouped-two-terms", 4, 6, 3, conv={"groups": 2}, terms=2, init="least-squares"),
             example("subclass", cls=Doubled, type="user.Doubled", refusal=lost),
             *refused_examples(ShiftConv2dOptions()),
         ]
@@ -116,7 +117,7 @@ class ShiftConv2d(ShiftLayer, ConvAttributes):
     def extra_repr(self) -> str:
         """Shape and bits, for `repr`."""
         shape = f"{self.in_channels}, {self.out_channels}, kernel={self.form.kernel}, stride={self.form.stride}"
-        return f"{shape}, bits={self.options.bits}"
+        return f"{shape}, {self.width_repr()}"
 
 
 def _rounded_share(weights: int, *, share: float) -> int:

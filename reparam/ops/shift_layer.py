@@ -7,6 +7,7 @@ from reparam.counts import OpCount
 from reparam.ops.base import Operator
 from reparam.ops.fixed_point import FixedPoint
 from reparam.ops.power_of_two import exponent_of
+from reparam.ops.shift_fit import least_squares_offset
 from reparam.ops.shift_weight import ShiftOptions, channel_offset, shift_and_sign_weight, shift_weight
 
 
@@ -27,22 +28,37 @@ class ShiftLayer(Operator):
         super().__init__()
         self.options = options
         zero = torch.zeros(len(weight), *[1] * (weight.ndim - 1), dtype=torch.int8, device=weight.device)
-        offset = channel_offset(weight, domain=options.domain) if options.per_channel_offset else zero
-        self.register_buffer("offset", offset)
+        self.register_buffer("offset", _first_offset(weight, options) if options.per_channel_offset else zero)
         self.register_buffer("kept", None)
         self.bias = None if bias is None else nn.Parameter(bias.detach())
         if options.parameterisation == "q":
             self.latent = nn.Parameter(weight.detach())
         else:
-            self._init_shift_and_sign(weight.detach(), offset)
+            self._init_shift_and_sign(weight.detach(), self.offset)
         bits, rounding = options.activation_bits, options.activation_rounding
         self.activation = FixedPoint(bits, rounding=rounding) if bits else nn.Identity()
 
     def _init_shift_and_sign(self, weight: Tensor, offset: Tensor) -> None:
+        shift, sign = self._shift_and_sign(weight, offset)
+        self.shift, self.sign = nn.Parameter(shift), nn.Parameter(sign)
+
+    def _shift_and_sign(self, weight: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         start = shift_weight(weight.float(), offset, self.options)
         shift = (exponent_of(start) - offset).clamp(self.options.lowest_exponent, 0)
-        self.shift = nn.Parameter(shift.to(weight.dtype))
-        self.sign = nn.Parameter(torch.sign(start).to(weight.dtype))
+        return shift.to(weight.dtype), torch.sign(start).to(weight.dtype)
+
+    @torch.no_grad()
+    def set_weight_(self, weight: Tensor, offset: Tensor) -> None:
+        """Makes `weight` (O, ...) the layer's, with the channels' exponents `offset` (O, 1, ...).
+
+        It is rounded as ever; values of the grid stay as they are.
+        """
+        self.offset.copy_(offset)
+        if self.options.parameterisation == "q":
+            self.latent.copy_(weight)
+            return
+        for parameter, value in zip((self.shift, self.sign), self._shift_and_sign(weight, offset), strict=True):
+            parameter.copy_(value)
 
     @property
     def weight(self) -> Tensor:
@@ -54,20 +70,33 @@ class ShiftLayer(Operator):
         return rounded if self.kept is None else rounded * self.kept
 
     def weight_words(self) -> dict[str, int]:
-        """A sign and an exponent code for each weight, whatever trains it, and the bias in floats.
+        """A sign and an exponent code for each term of a weight, whatever trains it, and the bias in floats.
 
         The offset of a channel is added to the exponents of its output and is no word of its own.
         """
         latent = self.latent if self.options.parameterisation == "q" else self.shift
-        return {f"i{self.options.bits}": latent.numel(), "f32": 0 if self.bias is None else self.bias.numel()}
+        codes = self.options.terms * latent.numel()
+        return {f"i{self.options.bits}": codes, "f32": 0 if self.bias is None else self.bias.numel()}
 
     def count(self, *, inputs: int, outputs: int, products: int) -> OpCount:
-        """One shift and one add per product, one add per output for the bias, and fixed-point scaling of the input.
+        """A shift and an add per term of a product, an add per output for the bias, scaling of a fixed-point input.
 
         Fixed-point operands are summed in 32 bits.
         """
-        sums = products + (outputs if self.bias is not None else 0)
+        shifts = self.options.terms * products
+        sums = shifts + (outputs if self.bias is not None else 0)
         if not self.options.activation_bits:
-            return OpCount({("shift", "f32"): products, ("add", "f32"): sums})
+            return OpCount({("shift", "f32"): shifts, ("add", "f32"): sums})
         scaling = OpCount({("shift", "f32"): 2 * inputs, ("cmp", "f32"): 2 * inputs})
-        return OpCount({("shift", f"i{self.options.activation_bits}"): products, ("add", "i32"): sums}) + scaling
+        return OpCount({("shift", f"i{self.options.activation_bits}"): shifts, ("add", "i32"): sums}) + scaling
+
+    def width_repr(self) -> str:
+        """Bits, and terms where there are several, for `repr`."""
+        terms = f", terms={self.options.terms}" if self.options.terms > 1 else ""
+        return f"bits={self.options.bits}{terms}"
+
+
+def _first_offset(weight: Tensor, options: ShiftOptions) -> Tensor:
+    if options.init == "rounded":
+        return channel_offset(weight, domain=options.domain)
+    return least_squares_offset(weight, options)

@@ -1,12 +1,14 @@
 """Weights that are signed powers of two: options, rounding, and DeepShift's two parameterisations.
 
-    w[o] in {0, +-2**p},   p in [e[o] + p_min, e[o]]
+    w[o] = sum of k terms in {0, +-2**p},   p in [e[o] + p_min, e[o]]
 
 e[o] is a power-of-two offset per output channel (one shift of the accumulator: free in hardware). b bits are one sign
 bit and b - 1 bits of exponent code, of which one code is zero: p_min = -(2**(b - 1) - 2), or one lower without it.
+One term is a shift layer as published; each further one rounds what the ones before left (additive powers of two).
 
-Source: DeepShift, arXiv:1905.13298 (Q and PS). Repaired: no parameter is changed in forward, the range follows each
-channel's largest weight, zero has a code of its own, rounding is exact.
+Source: DeepShift, arXiv:1905.13298 (Q and PS); additive powers of two: Li et al., arXiv:1909.13144. Repaired: no
+parameter is changed in forward, the range follows each channel's largest weight, zero has a code of its own, rounding
+is exact.
 """
 
 import math
@@ -26,12 +28,21 @@ from reparam.ops.power_of_two import (
 )
 from reparam.ops.ste import straight_through
 
+#: How a layer starts from dense weights.
+Init = Literal["rounded", "least-squares", "calibrated"]
+
 
 class ShiftOptions(OperatorOptions):
     """Options of shift layers; the defaults are ours, `deepshift-q` and `deepshift-ps` set the published ones."""
 
     parameterisation: Literal["q", "ps"] = Field("q", description="q trains one latent weight, ps a shift and a sign.")
-    bits: int = Field(5, ge=2, le=8, description="Width of one weight, sign included.")
+    bits: int = Field(5, ge=2, le=8, description="Width of one term of a weight, sign included.")
+    terms: int = Field(1, ge=1, le=3, description="Powers of two that a weight is the sum of; q only.")
+    init: Init = Field(
+        "rounded",
+        description="Offsets by the largest weight (rounded) or the smallest squared error (least-squares), or the "
+        "weights too by the layer's output on images (calibrated).",
+    )
     domain: Domain = Field("log", description="Nearest exponent (log) or nearest value (linear).")
     rounding: Literal["nearest", "stochastic"] = Field("nearest", description="Stochastic applies in training only.")
     per_channel_offset: bool = Field(True, description="Shift each output channel's range to its largest weight.")
@@ -47,6 +58,14 @@ class ShiftOptions(OperatorOptions):
             raise ValueError('parameterisation "ps" always has a zero code; set zero_code = true')
         if self.parameterisation == "ps" and self.rounding == "stochastic":
             raise ValueError('stochastic rounding is defined for parameterisation "q" only')
+        return self
+
+    @model_validator(mode="after")
+    def _further_terms_can_be_left_out(self) -> "ShiftOptions":
+        if self.terms > 1 and self.parameterisation == "ps":
+            raise ValueError('parameterisation "ps" trains one shift and one sign for a weight; set terms = 1')
+        if self.terms > 1 and not self.zero_code:
+            raise ValueError("a second term needs a code for zero; set zero_code = true")
         return self
 
     @property
@@ -68,32 +87,48 @@ def channel_offset(weight: Tensor, *, domain: Domain = "log") -> Tensor:
 
 
 def shift_weight(weight: Tensor, offset: Tensor, options: ShiftOptions, *, training: bool = False) -> Tensor:
-    """Rounds each weight to a signed power of two in its channel's range (DeepShift-Q).
+    """Rounds each weight to a sum of signed powers of two in its channel's range (DeepShift-Q).
 
-    Backward is the identity, except that a latent beyond twice the channel's largest power is not pushed further out.
+    Backward is the identity, except that a latent beyond twice the channel's largest value is not pushed further out.
 
     Args:
         weight: (O, ...) latent weights.
         offset: (O, 1, ...) integer exponents e.
-        options: bits, domain, rounding, zero code.
+        options: bits, terms, domain, rounding, zero code.
         training: whether stochastic rounding draws.
     Returns:
-        (O, ...), the latent's dtype; 0 where the weight is below half the smallest power, if there is a zero code; else
-        magnitudes are clamped into [2**(e + p_min), 2**e] and only an exact 0 stays 0.
+        (O, ...), the latent's dtype: the sum of `shift_terms`.
     """
     if weight.is_meta:
         return weight  # only the shape is asked for, and elementwise operations are slow there
-    latent = weight.detach()
+    value = shift_terms(weight, offset, options, training=training).sum(0).to(weight.dtype)
+    return straight_through(weight, value, limit=2 * options.terms * power_of_two(offset))
+
+
+def shift_terms(weight: Tensor, offset: Tensor, options: ShiftOptions, *, training: bool = False) -> Tensor:
+    """Returns the powers that a weight becomes, each rounded from what the ones before it left: (terms, O, ...).
+
+    Rounding the sum again gives the same sum, so these are also the terms of a weight that was chosen otherwise. A term
+    is 0 where its rest is below half the smallest power, if there is a zero code; else magnitudes are clamped into
+    [2**(e + p_min), 2**e] and only an exact 0 stays 0. Arguments as `shift_weight`.
+    """
+    rest, found = weight.detach(), []
+    for _ in range(options.terms):
+        found.append(_signed_power(rest, offset, options, is_drawn=training and options.rounding == "stochastic"))
+        rest = rest.to(found[-1].dtype) - found[-1]
+    return torch.stack(found)
+
+
+def _signed_power(latent: Tensor, offset: Tensor, options: ShiftOptions, *, is_drawn: bool) -> Tensor:
     top = power_of_two(offset)
     bottom = power_of_two(offset.to(torch.int32) + options.lowest_exponent)
-    if training and options.rounding == "stochastic":
+    if is_drawn:
         rounded = round_to_power_of_two_stochastically(latent.float())
     else:
         rounded = round_to_power_of_two(latent, domain=options.domain)
     magnitude = torch.minimum(torch.maximum(rounded.abs(), bottom), top)
     is_zero = latent.abs() < bottom / 2 if options.zero_code else latent == 0
-    value = torch.copysign(magnitude, latent).masked_fill(is_zero, 0.0).to(weight.dtype)
-    return straight_through(weight, value, limit=2 * top)
+    return torch.copysign(magnitude, latent).masked_fill(is_zero, 0.0)
 
 
 class _ShiftAndSign(torch.autograd.Function):

@@ -14,12 +14,16 @@ from reparam.ops.base import parse_options
 from reparam.ops.fixed_point import FixedPoint
 from reparam.ops.integer import shift_codes, shift_linear_integer, shift_matmul
 from reparam.ops.shift import ShiftLinear
-from reparam.ops.shift_weight import ShiftOptions, channel_offset, shift_weight
+from reparam.ops.shift_weight import ShiftOptions, channel_offset, shift_terms, shift_weight
 
 
 def layer(dense: nn.Linear | None = None, **options: object) -> ShiftLinear:
     dense = dense or nn.Linear(16, 6)
     return ShiftLinear(dense.weight, dense.bias, ShiftOptions(**options))  # type: ignore[arg-type]
+
+
+def layer_of(weight: Tensor, **options: object) -> ShiftLinear:
+    return ShiftLinear(weight, None, ShiftOptions(**options))  # type: ignore[arg-type]
 
 
 def by_definition(weight: Tensor, offset: Tensor, options: ShiftOptions) -> Tensor:
@@ -55,6 +59,44 @@ def test_there_are_never_more_values_than_codes(bits: int, zero_code: bool, seed
     exponents = {abs(w) for w in rounded.flatten().tolist()}
     assert len(exponents) <= 2 ** (bits - 1)
     assert (0.0 in exponents) <= zero_code
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(3, 6), st.sampled_from(["log", "linear"]), st.integers(0, 2**16))
+def test_more_terms_are_never_further_from_the_weights(bits: int, domain: str, seed: int) -> None:
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(seed)) * torch.logspace(-3, 2, 6).unsqueeze(1)
+    shifts = [
+        layer_of(weight, bits=bits, domain=domain, terms=terms, init=init)
+        for init in ("rounded", "least-squares")
+        for terms in (1, 2, 3)
+    ]
+    errors = [(shift.weight - weight).square().sum(1) for shift in shifts]
+    for fewer, more in [(0, 1), (1, 2), (3, 4), (4, 5)]:
+        assert (errors[more] <= errors[fewer]).all()
+    for rounded, fitted in [(0, 3), (1, 4), (2, 5)]:
+        assert (errors[fitted] <= errors[rounded]).all()
+    assert errors[1].sum() < errors[0].sum()
+
+
+@pytest.mark.parametrize("terms", [2, 3])
+@pytest.mark.parametrize("domain", ["log", "linear"])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_sum_of_powers_is_rounded_to_itself_and_taken_apart_again(bits: int, domain: str, terms: int) -> None:
+    powers = [0.0, *(2.0**p for p in range(ShiftOptions(bits=bits).lowest_exponent, 1))]
+    values = {0.0}
+    for _ in range(terms):
+        values = {value + sign * power for value in values for power in powers for sign in (1, -1)}
+    weight = torch.tensor([sorted(values)])
+    shift = layer_of(weight, bits=bits, domain=domain, terms=terms, per_channel_offset=False)
+    assert torch.equal(shift.weight, weight)
+    found = shift_terms(weight, shift.offset, shift.options)
+    assert len(found) == terms
+    assert set(found.abs().flatten().tolist()) <= set(powers)
+
+
+def test_hand_made_sums_of_two_powers() -> None:
+    weight = torch.tensor([[1.0, 0.7, 0.3, 0.26, -0.55, 0.0]])
+    assert layer_of(weight, terms=2).weight.tolist() == [[1.0, 0.75, 0.3125, 0.2578125, -0.5625, 0.0]]
 
 
 def test_rounding_rounded_weights_changes_nothing() -> None:
@@ -133,15 +175,10 @@ def test_double_weights_round_like_floats() -> None:
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("rounding", ["nearest", "floor"])
-@pytest.mark.parametrize("parameterisation", ["q", "ps"])
-def test_the_integer_form_gives_the_fake_quantised_bits(bits: int, rounding: str, parameterisation: str) -> None:
+@pytest.mark.parametrize("kind", [{}, {"parameterisation": "ps"}, {"terms": 2}, {"terms": 3}], ids=str)
+def test_the_integer_form_gives_the_fake_quantised_bits(bits: int, rounding: str, kind: dict[str, object]) -> None:
     torch.manual_seed(0)
-    options = {
-        "activation_bits": bits,
-        "activation_rounding": rounding,
-        "parameterisation": parameterisation,
-        "bits": 4,
-    }
+    options = {"activation_bits": bits, "activation_rounding": rounding, "bits": 4, **kind}
     shift = layer(**options).train()
     x = 4 * torch.randn(32, 16)
     shift(x)
@@ -180,7 +217,7 @@ def test_all_option_faults_are_reported_at_once() -> None:
     assert "stage 0, rule 1.options.bits: Input should be less than or equal to 8, got 9" in str(caught.value)
 
 
-@pytest.mark.parametrize("fault", [{"zero_code": False}, {"rounding": "stochastic"}], ids=str)
+@pytest.mark.parametrize("fault", [{"zero_code": False}, {"rounding": "stochastic"}, {"terms": 2}], ids=str)
 def test_ps_refuses_options_that_it_does_not_have(fault: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         parse_options(ShiftLinear, {"parameterisation": "ps", **fault}, where="here")
@@ -189,6 +226,18 @@ def test_ps_refuses_options_that_it_does_not_have(fault: dict[str, object]) -> N
 def test_hand_counted_operations_of_one_layer() -> None:
     count = layer(nn.Linear(16, 6)).op_count((2, 3, 16))
     assert count.as_dict() == {"shift.f32": 576, "add.f32": 576 + 36}
+
+
+@pytest.mark.parametrize("terms", [2, 3])
+def test_every_term_shifts_and_adds(terms: int) -> None:
+    count = layer(nn.Linear(16, 6), terms=terms, activation_bits=8).op_count((2, 3, 16))
+    scaled = {"shift.f32": 2 * 96, "cmp.f32": 2 * 96}
+    assert count.as_dict() == {"shift.i8": terms * 576, "add.i32": terms * 576 + 36, **scaled}
+
+
+def test_a_second_term_needs_a_code_for_zero() -> None:
+    with pytest.raises(OptionError, match="a second term needs a code for zero; set zero_code = true"):
+        parse_options(ShiftLinear, {"terms": 2, "zero_code": False}, where="here")
 
 
 @pytest.mark.parametrize("direction", [-1.0, 1.0])

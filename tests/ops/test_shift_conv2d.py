@@ -258,7 +258,12 @@ def test_the_integer_form_gives_the_fake_quantised_bits(
 
 @pytest.mark.parametrize(
     "options",
-    [{"parameterisation": "ps"}, {"sparsity": 0.5}, {"per_channel_offset": False, "zero_code": False}],
+    [
+        {"parameterisation": "ps"},
+        {"sparsity": 0.5},
+        {"terms": 3, "sparsity": 0.25},
+        {"per_channel_offset": False, "zero_code": False},
+    ],
     ids=str,
 )
 def test_the_integer_form_follows_every_kind_of_weight(options: dict[str, Any]) -> None:

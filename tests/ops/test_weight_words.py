@@ -16,6 +16,12 @@ def test_a_shift_layer_holds_its_bits_for_a_weight_and_a_float_for_a_bias(bits: 
     assert weight_words(model) == {f"i{bits}": 8 * 24, "f32": 24 + 2 * 24}
 
 
+def test_every_term_has_a_code_of_its_own() -> None:
+    rule = {**LINEAR, "options": {"bits": 4, "terms": 3}}
+    model = convert(nn.Sequential(nn.Linear(8, 24, bias=False)), recipe([rule]), torch.zeros(2, 8))
+    assert weight_words(model) == {"i4": 3 * 8 * 24}
+
+
 def test_a_mixture_holds_both_experts_and_its_router() -> None:
     mlp = convert(vit(), recipe([MLP])).blocks[0].mlp
     weights, biases = 2 * 16 * 64, 64 + 16
