@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from reparam.api.report import report as report
     from reparam.api.search import search as search
     from reparam.api.sensitivity import sensitivity as sensitivity
+    from reparam.calibrate.records import Calibration as Calibration
+    from reparam.calibrate.records import CalibrationStep as CalibrationStep
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
     from reparam.cost.energy import Energy as Energy
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Calibration": "reparam.calibrate.records",
+    "CalibrationStep": "reparam.calibrate.records",
     "Conversion": "reparam.api.convert",
     "Coverage": "reparam.survey.records",
     "DataSettings": "reparam.recipe.data_settings",

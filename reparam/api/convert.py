@@ -1,16 +1,19 @@
 """`reparam.convert`: plan, rewrite, verify, and save when asked to."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from reparam.api.calibrate import calibrated_, images_for, journal_for, write_calibration
 from reparam.api.recipes import check_recipe
 from reparam.api.subject import Subject, count_totals, resolve_subject
 from reparam.atomic import atomic_folder, refuse_foreign
+from reparam.calibrate.journal import Journal
+from reparam.calibrate.records import Calibration, CalibrationStep
 from reparam.checkpoint.save import write_checkpoint
 from reparam.errors import CheckpointError
 from reparam.graph.plan import make_plan
@@ -21,6 +24,7 @@ from reparam.models.inputs import input_specs
 from reparam.models.spec import stamp
 from reparam.models.weights import WeightsRecord, given_weights, load_weights
 from reparam.ops.fixed_point import calibrate_fixed_point_
+from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Recipe
 from reparam.trace.probe import ExampleInput, as_arguments
 from reparam.train.summary import SUMMARY_NAME
@@ -31,10 +35,11 @@ DENSE = "dense"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """A converted model and the plan that was carried out."""
+    """A converted model, the plan that was carried out, and what a calibration found where there was one."""
 
     model: nn.Module
     plan: Plan
+    calibration: Calibration | None = None
 
 
 def convert(
@@ -50,6 +55,9 @@ def convert(
     img_size: int | None = None,
     in_chans: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    calibration: Tensor | DataSettings | None = None,
+    calibration_images: int = 128,
+    progress: Callable[[CalibrationStep], None] = lambda step: None,
     out: str | Path | None = None,
     inplace: bool = False,
 ) -> Conversion:
@@ -68,12 +76,18 @@ def convert(
         img_size: side of its square images, in pixels.
         in_chans: channels of its images.
         model_kwargs: further arguments of its builder.
+        calibration: images (N, C, H, W) as the model takes them, or where they are, for layers with
+            `init = "calibrated"`; labels are not looked at.
+        calibration_images: how many are taken of a data set, spread over its training split.
+        progress: told after each calibrated layer.
         out: folder for the run: the converted model, and the original in its `dense` folder.
         inplace: convert the given module itself instead of a copy; a named model is never copied.
     Raises:
         ModelError, RecipeError, PlanError: as for `plan`.
         WeightsError: weights that cannot be had or do not fit.
         RewriteError: a step did not do what the plan promised; the given module may be changed if `inplace`.
+        OptionError: layers are to be calibrated and there are no images, or the other way round.
+        DataError: too few images, or unreadable ones.
         CheckpointError: `out` cannot be written.
     """
     checked = check_recipe(recipe, overrides=overrides)
@@ -91,15 +105,21 @@ def convert(
     planned = make_plan(
         subject.model, checked, subject.example_input, count=count_totals, stages=stages, allow_partial=allow_partial
     )
+    images = images_for(planned, calibration, subject, count=calibration_images)
     dense, record = _with_weights(subject, weights, copied=not (inplace or isinstance(model, str)))
     stamp(dense, subject.spec)
     if out is None:
-        return _rewritten(dense, subject, planned, record)
+        return _converted(dense, subject, planned, record, images, progress)
+    journal = journal_for(Path(out), planned, record, images)
     with atomic_folder(out) as draft:
         (draft / DENSE).mkdir()
         write_checkpoint(dense, draft / DENSE, example_input=_golden_input(example_input))
-        conversion = _rewritten(dense, subject, planned, record)
+        conversion = _converted(dense, subject, planned, record, images, progress, journal)
         write_checkpoint(conversion.model, draft, example_input=_golden_input(example_input))
+        if conversion.calibration is not None:
+            write_calibration(draft, conversion.calibration)
+    if journal is not None:
+        journal.remove()
     return conversion
 
 
@@ -117,13 +137,25 @@ def _with_weights(subject: Subject, weights: str, *, copied: bool) -> tuple[nn.M
     return copy.deepcopy(subject.model) if copied else subject.model, given_weights(subject.model)
 
 
-def _rewritten(dense: nn.Module, subject: Subject, planned: Plan, record: WeightsRecord) -> Conversion:
+def _converted(
+    dense: nn.Module,
+    subject: Subject,
+    planned: Plan,
+    record: WeightsRecord,
+    images: Tensor | None,
+    progress: Callable[[CalibrationStep], None],
+    journal: Journal | None = None,
+) -> Conversion:
+    original = None if images is None else copy.deepcopy(dense)
     model = rewrite(dense, planned, subject.example_input)
     inputs = input_specs(subject.example_input)
     if _has_data(subject.example_input):
         calibrate_fixed_point_(model, as_arguments(subject.example_input))
+    found = None
+    if images is not None and original is not None:
+        found = calibrated_(model, original, images, progress=progress, journal=journal)
     attach(model, Provenance(spec=subject.spec, plan=planned, weights=record, inputs=inputs))
-    return Conversion(model=model, plan=planned)
+    return Conversion(model=model, plan=planned, calibration=found)
 
 
 def _golden_input(example_input: ExampleInput | None) -> ExampleInput | None:

@@ -72,7 +72,8 @@ class ConvForm:
     def rows(self, x: Tensor) -> Tensor:
         """The patches of prepared images that each group multiplies by its weights: (groups, B * OH * OW, I)."""
         patches = F.unfold(x, self.kernel, dilation=self.dilation, padding=self.padding, stride=self.stride)
-        return patches.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        by_group: Tensor = patches.unflatten(1, (self.groups, -1))
+        return by_group.permute(1, 0, 3, 2).flatten(1, 2)
 
     def output(self, input_shape: tuple[int, ...]) -> Pair:
         """Height and width of the output."""

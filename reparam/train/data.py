@@ -26,6 +26,9 @@ from reparam.train.order import EpochOrder
 from reparam.train.resident import Resident, ResidentEvaluation, ResidentTraining, check_augmentation
 from reparam.train.splits import Split, check_classes, missing_classes, open_split
 
+#: Images that are decoded before they are normalised together.
+_SAMPLED_TOGETHER = 32
+
 
 class Batches(Protocol):
     """What the loop needs of a loader: batches of images (B, C, H, W) and labels (B,), and how many an epoch has."""
@@ -150,6 +153,23 @@ def make_eval_loader(
     check_classes(split, num_classes=num_classes, is_mapped=bool(data.class_map))
     loader = _eval_loader(split, image=image, batch_size=batch_size, workers=workers, device=device, spread=spread)
     return loader, split.classes
+
+
+def sample_images(data: DataSettings, *, image: ImageFormat, count: int, device: torch.device) -> tuple[Tensor, str]:
+    """Images (N, C, H, W) spread evenly over the training split, as an evaluation prepares them, and the split's name.
+
+    A folder that has no split folders is the split, whatever its classes. A split that holds fewer gives all it has; a
+    stream gives its first ones.
+
+    Raises:
+        DataError: a split or an image that cannot be read.
+    """
+    split = open_split(data, data.train_split, channels=image.input_size[0], is_root_allowed=True)
+    loader: Any = _eval_loader(split, image=image, batch_size=min(count, _SAMPLED_TOGETHER), workers=0, device=device)
+    if not isinstance(split.images, IterableDataset):
+        held = len(split.images)
+        loader.batch_sampler.sampler = [number * held // min(count, held) for number in range(min(count, held))]
+    return first_images(loader, count, device=device), split.where
 
 
 def read_batches(batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 import reparam
+from reparam.calibrate.records import LayerFit, Uncalibrated
 from reparam_cli.options import default_out
 from tests.cli.conftest import RunCli
 from tests.cli.stand_ins import plan_of
@@ -19,7 +21,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     def convert(model: str, recipe: str, **options: Any) -> object:
         arguments.update(options, verb="convert", model=model, recipe=recipe)
-        return SimpleNamespace(plan=plan_of())
+        return SimpleNamespace(plan=plan_of(), calibration=None)
 
     def plan(model: str, recipe: str, **options: Any) -> object:
         arguments.update(options, verb="plan", model=model, recipe=recipe)
@@ -44,6 +46,40 @@ def test_options_reach_the_library(run_cli: RunCli, asked: dict[str, Any]) -> No
     wanted = {"weights": "none", "out": Path("here"), "stages": 1, "allow_partial": True, "num_classes": 7}
     assert {key: asked[key] for key in wanted} == wanted
     assert asked["overrides"] == ["a=1"]
+
+
+def test_pictures_to_calibrate_on_are_a_folder_or_a_data_set(run_cli: RunCli, asked: dict[str, Any]) -> None:
+    def ask(options: str) -> Any:
+        return run_cli("convert", "m", "--recipe", "r", *options.split())
+
+    assert ask("--calibration-dir pics --calibration-images 64 --mean 0.5").code == 0
+    assert asked["calibration"] == reparam.DataSettings(data_dir="pics", mean=(0.5,))
+    assert asked["calibration_images"] == 64
+    assert ask("--dataset hfds/cifar10").code == 0
+    assert asked["calibration"] == reparam.DataSettings(dataset="hfds/cifar10")
+    assert ask("").code == 0
+    assert asked["calibration"] is None
+    both = ask("--calibration-dir pics --data-dir other")
+    assert both.code == 2
+    assert "leave one out" in both.err
+
+
+def test_progress_and_errors_of_the_layers_are_shown(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = LayerFit(path="blocks.0.fc", error=0.05, rounded_error=0.2, damping=0.01, dead_inputs=0)
+    left = Uncalibrated(path="blocks.1.fc", reason="it did not run on the calibration images")
+    found = reparam.Calibration(images=32, layers=(fit,), uncalibrated=(left,))
+
+    def convert(model: str, recipe: str, *, progress: Callable[[object], None], **_: Any) -> object:
+        progress(reparam.CalibrationStep(fit=fit, number=1, layers=1))
+        return SimpleNamespace(plan=plan_of(), calibration=found)
+
+    monkeypatch.setitem(vars(reparam), "convert", convert)
+    answer = run_cli("convert", "m", "--recipe", "r", "--calibration-dir", "pics")
+    assert "calibrated 1/1 blocks.0.fc: output error 5.0%, plainly rounded 20.0%" in answer.err
+    assert "output error on 32 images" in answer.out
+    assert "blocks.1.fc: not calibrated, it did not run on the calibration images" in answer.out
+    spoken = json.loads(run_cli("convert", "m", "--recipe", "r", "--calibration-dir", "pics", "--json").out)
+    assert reparam.Calibration.model_validate(spoken["calibration"]) == found
 
 
 def test_dry_run_is_the_plan(run_cli: RunCli, asked: dict[str, Any]) -> None:

@@ -31,6 +31,9 @@ def test_the_promised_recipes_are_shipped() -> None:
         "deepshift-q",
         "deepshift-ps",
         "none",
+        "shift-ptq",
+        "shift-ptq-2term",
+        "shift-ptq-calibrated",
         *FOR_CNNS,
     }
     assert sorted(NAMES) == NAMES
@@ -62,14 +65,16 @@ def test_what_a_recipe_is_about_is_not_optional_unless_it_is_linear_layers(name:
     """Attention must be there for ShiftAddViT; a convolutional network may have no linear layer but its classifier."""
     rules = [rule for stage in load_recipe(name).stages for rule in stage.rules]
     required = {rule.operator for rule in rules if not rule.optional}
-    wanted = FOR_CNNS.get(name) or (None if name.startswith(("deepshift", "none")) else "binary_linear_attention")
+    wanted = FOR_CNNS.get(name) or (
+        None if name.startswith(("deepshift", "shift-ptq", "none")) else "binary_linear_attention"
+    )
     assert required == ({wanted} if wanted else set())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_recipes_that_meet_every_network_keep_what_its_operator_refuses_without_being_asked(name: str) -> None:
     lenient = {rule.operator for stage in load_recipe(name).stages for rule in stage.rules if rule.on_refusal == "keep"}
-    every_layer = {"shift_linear", "shift_conv2d"} if name.startswith("deepshift") else set()
+    every_layer = {"shift_linear", "shift_conv2d"} if name.startswith(("deepshift", "shift-ptq")) else set()
     assert lenient == ({FOR_CNNS[name]} if name in FOR_CNNS else every_layer)
 
 
@@ -138,6 +143,23 @@ def test_deepshift_is_five_bits_without_offsets_on_every_linear(name: str, zero_
     assert (rule.match.kind, rule.match.within, rule.match.path) == ("linear", None, None)
     wanted = {"parameterisation": name[-2:].strip("-"), "bits": 5, "zero_code": zero_code, "per_channel_offset": False}
     assert wanted.items() <= rule.options.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("shift-ptq", {"bits": 5, "init": "least-squares"}),
+        ("shift-ptq-2term", {"bits": 5, "init": "least-squares", "terms": 2}),
+        ("shift-ptq-calibrated", {"bits": 5, "init": "calibrated"}),
+    ],
+)
+def test_post_training_recipes_differ_in_how_the_same_layers_start(name: str, options: dict[str, object]) -> None:
+    recipe = load_recipe(name)
+    assert rule_for(recipe, "shift_linear").options == rule_for(recipe, "shift_conv2d").options == options
+    without = {"stages": {0: {"rules": {"__all__": {"options"}}}}}
+    assert recipe.model_dump(include={"stages"}, exclude=without) == load_recipe("shift-ptq").model_dump(
+        include={"stages"}, exclude=without
+    )
 
 
 def test_none_converts_nothing_and_learns_from_the_labels() -> None:

@@ -22,12 +22,13 @@ def resnet() -> nn.Module:
 
 
 CASES = [(name, resnet if "addernet" in name or "addnet" in name else vit) for name in shipped_recipes()]
-CASES += [(name, resnet) for name in ("deepshift-q", "deepshift-ps")]
+CASES += [(name, resnet) for name in ("deepshift-q", "deepshift-ps", "shift-ptq-2term", "shift-ptq-calibrated")]
 
 
 @pytest.mark.parametrize(("name", "base"), CASES)
 def test_it_converts_trains_saves_and_loads(name: str, base: Callable[[], nn.Module], tmp_path: Path) -> None:
-    conversion = reparam.convert(base(), name, example_input=images())
+    pictures = images(32) if name.endswith("calibrated") else None
+    conversion = reparam.convert(base(), name, example_input=images(), calibration=pictures)
     assert bool(conversion.plan.steps) == (name != "none")
     model = conversion.model.train()
     for stage in conversion.plan.recipe.stages:

@@ -1,0 +1,136 @@
+"""Accuracy without training: dense models converted by each post-training way, beside uniform integers.
+
+    python benchmarks/post_training.py CHECKPOINT --data-dir DIR | --dataset hfds/NAME [--val-split test] [--images N]
+
+CHECKPOINT is a folder of a dense model. Calibration takes its images from the training split, spread over it; accuracy
+comes from the first N images of the evaluation split. Stem and classifier stay dense in every row.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.api.evaluate import format_of
+from reparam.checkpoint.record import read_record
+from reparam.ops.base import Operator
+from reparam.train.data import ImageFormat, make_eval_loader, sample_images
+from reparam.train.regime import count_outputs
+
+#: DeepShift's start from pretrained weights: exponents from -15 to 0, no zero, no offsets.
+_DEEPSHIFT = {"zero_code": "false", "per_channel_offset": "false", "init": '"rounded"'}
+
+
+class Row(NamedTuple):
+    """What a way of converting brought."""
+
+    name: str
+    top1: float
+    seconds: float
+
+
+def main() -> None:
+    """Prints a table as the rows come."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--dataset", default="")
+    parser.add_argument("--val-split", default="validation")
+    parser.add_argument("--mean", type=float, nargs="+")
+    parser.add_argument("--std", type=float, nargs="+")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--bits", type=int, nargs="+", default=[5, 4])
+    parser.add_argument("--terms", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--calibration-images", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    data = reparam.DataSettings(
+        data_dir=asked.data_dir, dataset=asked.dataset, val_split=asked.val_split, mean=asked.mean, std=asked.std
+    )
+    device = torch.device(asked.device)
+    dense = reparam.load(asked.checkpoint).eval()
+    image = format_of(read_record(asked.checkpoint), data)
+    pictures = _evaluation(dense, data, image, asked.images)
+    calibration, _ = sample_images(data, image=image, count=asked.calibration_images, device=torch.device("cpu"))
+    print("| weights | top-1 % | under dense | seconds to convert |\n|---|---:|---:|---:|")
+    base = None
+    for row in _rows(
+        dense, pictures, calibration, device, [(bits, terms) for bits in asked.bits for terms in asked.terms]
+    ):
+        base = row.top1 if base is None else base
+        print(f"| {row.name} | {row.top1:.2f} | {base - row.top1:.2f} | {row.seconds:.1f} |", flush=True)
+
+
+def _evaluation(
+    dense: nn.Module, data: reparam.DataSettings, image: ImageFormat, count: int
+) -> list[tuple[Tensor, Tensor]]:
+    cpu = torch.device("cpu")
+    outputs = count_outputs(dense, image.input_size, device=cpu)
+    loader, _ = make_eval_loader(data, image=image, num_classes=outputs, batch_size=250, workers=0, device=cpu)
+    held: list[tuple[Tensor, Tensor]] = []
+    for batch in loader:
+        held.append(batch)
+        if sum(len(labels) for _, labels in held) >= count:
+            break
+    return held
+
+
+def _rows(
+    dense: nn.Module,
+    pictures: list[tuple[Tensor, Tensor]],
+    calibration: Tensor,
+    device: torch.device,
+    widths: list[tuple[int, int]],
+) -> Iterator[Row]:
+    def measured(name: str, model: nn.Module, start: float) -> Row:
+        seconds = time.perf_counter() - start
+        return Row(name, _top1(model.to(device), pictures, device), seconds)
+
+    example = torch.empty(2, *calibration.shape[1:], device="meta")
+
+    def shift(recipe: str, options: dict[str, object], images: Tensor | None = None) -> nn.Module:
+        sets = [f"stage.0.rule.{rule}.{key}={value}" for rule in (2, 3) for key, value in options.items()]
+        return reparam.convert(dense, recipe, example_input=example, overrides=sets, calibration=images).model.eval()
+
+    yield measured("dense", copy.deepcopy(dense), time.perf_counter())
+    places = [path for path, module in shift("shift-ptq", {}).named_modules() if isinstance(module, Operator)]
+    for bits in (8, 4):
+        start = time.perf_counter()
+        yield measured(f"uniform int{bits}, nearest, per channel", _uniform(dense, places, bits), start)
+    start = time.perf_counter()
+    yield measured("DeepShift's rounding, 5 bits", shift("shift-ptq", dict(_DEEPSHIFT)), start)
+    for bits, terms in widths:
+        for recipe, images in (("shift-ptq", None), ("shift-ptq-calibrated", calibration)):
+            start = time.perf_counter()
+            kind = "weights alone" if images is None else f"{len(images)} images"
+            yield measured(
+                f"{terms} of {bits} bits, {kind}", shift(recipe, {"bits": bits, "terms": terms}, images), start
+            )
+
+
+def _uniform(dense: nn.Module, places: list[str], bits: int) -> nn.Module:
+    """Rounds the weights at these places to 2**bits - 1 equal steps between the largest magnitudes of each channel."""
+    model, largest = copy.deepcopy(dense), 2 ** (bits - 1) - 1
+    for path in places:
+        weight = model.get_submodule(path).weight
+        assert isinstance(weight, nn.Parameter)
+        step = weight.detach().flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1)) / largest
+        weight.data = (weight.detach() / step.clamp_min(1e-12)).round().clamp(-largest, largest) * step
+    return model
+
+
+@torch.no_grad()
+def _top1(model: nn.Module, pictures: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    model.eval()
+    right = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in pictures)
+    return 100 * right / sum(len(y) for _, y in pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Calibration as `convert` carries it out: the images, the sweep over the layers, and what is left behind."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.api.subject import Subject
+from reparam.atomic import write_text
+from reparam.calibrate.journal import Journal, digest
+from reparam.calibrate.obq import DAMPING
+from reparam.calibrate.records import Calibration, CalibrationStep
+from reparam.calibrate.sweep import FEWEST_IMAGES, calibrate_
+from reparam.errors import DataError, ModelError, OptionError
+from reparam.graph.records import Plan
+from reparam.models.weights import WeightsRecord
+from reparam.recipe.data_settings import DataSettings
+from reparam.train.data import image_format, sample_images
+
+CALIBRATION_NAME = "calibration.json"
+
+logger = logging.getLogger(__name__)
+
+
+def images_for(
+    planned: Plan, calibration: Tensor | DataSettings | None, subject: Subject, *, count: int
+) -> Tensor | None:
+    """The calibration images (N, C, H, W) that a plan needs, or None.
+
+    Raises:
+        OptionError: the plan calibrates layers and there are no images, or there are images and nothing to calibrate.
+        DataError: too few images, or unreadable ones.
+    """
+    wanted = [step.site.path for stage in planned.stages for step in stage.steps if _is_calibrated(step.options)]
+    if wanted and calibration is None:
+        raise OptionError(
+            f'"{wanted[0]}" is to start from images (init = "calibrated") and there are none; name a folder of '
+            'pictures with --calibration-dir DIR (calibration= in Python), or take the recipe "shift-ptq", which needs '
+            "none"
+        )
+    if calibration is None:
+        return None
+    if not wanted:
+        raise OptionError(
+            f'recipe "{planned.recipe.name}" calibrates nothing here; leave the calibration images out, or take the '
+            'recipe "shift-ptq-calibrated" (init = "calibrated" in the options of shift layers)'
+        )
+    if isinstance(calibration, Tensor):
+        return calibration
+    return _read(calibration, subject, count=count)
+
+
+def calibrated_(
+    model: nn.Module,
+    dense: nn.Module,
+    images: Tensor,
+    *,
+    progress: Callable[[CalibrationStep], None] = lambda step: None,
+    journal: Journal | None = None,
+) -> Calibration:
+    """Calibrates a converted model as `calibrate_` does, and says what a user should know of it."""
+    found = calibrate_(model, dense, images, progress=progress, journal=journal)
+    for left in found.uncalibrated:
+        logger.warning("%s was not calibrated and keeps its rounded weights: %s", left.path, left.reason)
+    singular = [fit for fit in found.layers if fit.damping > DAMPING]
+    if singular:
+        logger.warning(
+            "%d layers see inputs that depend on each other, so their Hessian was damped more (%s: %.3g of its "
+            "diagonal); more images may help",
+            len(singular),
+            singular[0].path,
+            singular[0].damping,
+        )
+    dead = [fit for fit in found.layers if fit.dead_inputs]
+    if dead:
+        logger.info(
+            "inputs that were 0 for every image, whose weights are rounded as they are: %s",
+            ", ".join(f"{fit.dead_inputs} of {fit.path}" for fit in dead),
+        )
+    return found
+
+
+def journal_for(out: Path, planned: Plan, record: WeightsRecord, images: Tensor | None) -> Journal | None:
+    """Where the layers of a calibration are kept until its run is written: a hidden folder beside it."""
+    if images is None:
+        return None
+    folder = out.resolve().parent / f".{out.name}.calibration"
+    return Journal(folder, digest([planned.model_dump_json(), record.sha256], [images]))
+
+
+def write_calibration(folder: Path, found: Calibration) -> None:
+    """Writes `calibration.json` into a run: the errors of every layer."""
+    write_text(folder / CALIBRATION_NAME, found.model_dump_json(indent=2) + "\n")
+
+
+def _is_calibrated(options: dict[str, Any]) -> bool:
+    inner = options.get("shift")
+    return options.get("init") == "calibrated" or (isinstance(inner, dict) and _is_calibrated(inner))
+
+
+def _read(data: DataSettings, subject: Subject, *, count: int) -> Tensor:
+    spec = subject.spec
+    if spec.input_size is None:
+        raise ModelError(f"nothing says which images {spec.name} takes; give their size with --img-size")
+    image = image_format(data, input_size=spec.input_size, model=spec.data)
+    images, where = sample_images(data, image=image, count=count, device=torch.device("cpu"))
+    if len(images) < min(count, FEWEST_IMAGES):
+        raise DataError(f"{where}: wanted at least {FEWEST_IMAGES} images to calibrate on, found {len(images)}")
+    if len(images) < count:
+        logger.info("%s holds %d images, fewer than the %d asked for; all are used", where, len(images), count)
+    return images

@@ -1,0 +1,119 @@
+"""Calibration as users ask for it: from pictures in a folder, kept beside the run, resumed, and refused in words."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import reparam
+from reparam.api.calibrate import CALIBRATION_NAME
+from reparam.errors import DataError, OptionError
+from tests.pico import images, vit
+
+PICO = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+NAMED = {"weights": "none", "img_size": 16, "num_classes": 3, "model_kwargs": PICO}
+RECIPE = "shift-ptq-calibrated"
+
+
+def pictures(folder: Path, count: int) -> reparam.DataSettings:
+    folder.mkdir()
+    for number, values in enumerate(images(count).mul(60).add(128).clamp(0, 255).byte()):
+        Image.fromarray(values.permute(1, 2, 0).numpy()).save(folder / f"{number:03d}.png")
+    return reparam.DataSettings(data_dir=str(folder))
+
+
+def test_pictures_without_labels_calibrate_a_named_model_and_the_run_says_how_well(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "pictures", 40)
+    torch.manual_seed(0)
+    made = reparam.convert("vit_tiny_patch16_224", RECIPE, calibration=data, out=tmp_path / "run", **NAMED)
+    assert made.calibration is not None
+    assert made.calibration.images == 40
+    written = json.loads((tmp_path / "run" / CALIBRATION_NAME).read_text(encoding="utf-8"))
+    assert reparam.Calibration.model_validate(written) == made.calibration
+    assert torch.equal(reparam.load(tmp_path / "run")(images()), made.model.eval()(images()))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["pictures", "run"]
+
+
+def test_fewer_pictures_than_asked_for_are_all_used_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = pictures(tmp_path / "pictures", 33)
+    with caplog.at_level(logging.INFO, logger="reparam"):
+        made = reparam.convert("vit_tiny_patch16_224", RECIPE, calibration=data, calibration_images=64, **NAMED)
+    assert made.calibration is not None
+    assert made.calibration.images == 33
+    assert "holds 33 images, fewer than the 64 asked for; all are used" in caplog.text
+
+
+def test_they_are_spread_over_all_classes(tmp_path: Path) -> None:
+    """A folder is sorted by class: its first images would all be of one."""
+    (tmp_path / "all").mkdir()
+    for name in ("a", "b"):
+        pictures(tmp_path / "all" / name, 40)
+    (tmp_path / "all/a/000.png").write_bytes(b"no image")  # the first one of all is always taken
+    data = reparam.DataSettings(data_dir=str(tmp_path / "all"))
+    with pytest.raises(DataError, match=r"000\.png: cannot be read as an image"):
+        reparam.convert("vit_tiny_patch16_224", RECIPE, calibration=data, calibration_images=32, **NAMED)
+    pictures(tmp_path / "c", 1)
+    (tmp_path / "c/000.png").replace(tmp_path / "all/a/000.png")
+    (tmp_path / "all/b/000.png").write_bytes(b"no image")  # the 41st of 80, and the 17th of 32
+    with pytest.raises(DataError, match=r"b/000\.png: cannot be read as an image"):
+        reparam.convert("vit_tiny_patch16_224", RECIPE, calibration=data, calibration_images=32, **NAMED)
+
+
+def test_too_few_pictures_leave_nothing_behind(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "pictures", 7)
+    with pytest.raises(DataError, match=r"pictures: wanted at least 32 images to calibrate on, found 7"):
+        reparam.convert("vit_tiny_patch16_224", RECIPE, calibration=data, out=tmp_path / "run", **NAMED)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_a_recipe_that_calibrates_needs_images_and_says_how_to_give_them() -> None:
+    with pytest.raises(OptionError, match=r"name a folder of pictures with --calibration-dir DIR"):
+        reparam.convert(vit(), RECIPE, example_input=images())
+
+
+def test_images_that_nothing_asks_for_are_refused() -> None:
+    with pytest.raises(OptionError, match='recipe "shift-ptq" calibrates nothing here'):
+        reparam.convert(vit(), "shift-ptq", example_input=images(), calibration=images(32))
+
+
+def test_a_stopped_conversion_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(step: reparam.CalibrationStep) -> None:
+        if step.number == 3:
+            raise Stopped
+
+    pictures_of = images(32)
+    with pytest.raises(Stopped):
+        reparam.convert(
+            vit(), RECIPE, example_input=images(), calibration=pictures_of, progress=stop, out=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+    (kept,) = tmp_path.iterdir()
+    times = {file.name: file.stat().st_mtime_ns for file in kept.iterdir()}
+    assert len(times) == 3
+
+    def look(step: reparam.CalibrationStep) -> None:
+        assert {name: (kept / name).stat().st_mtime_ns for name in times} == times
+
+    made = reparam.convert(
+        vit(), RECIPE, example_input=images(), calibration=pictures_of, progress=look, out=tmp_path / "run"
+    )
+    whole = reparam.convert(vit(), RECIPE, example_input=images(), calibration=pictures_of)
+    assert torch.equal(made.model.eval()(images()), whole.model.eval()(images()))
+    assert not kept.exists()
+
+
+def test_dead_inputs_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="reparam"):
+        reparam.convert(
+            torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval(),
+            RECIPE,
+            example_input=torch.randn(2, 4),
+            calibration=torch.randn(32, 4) * torch.tensor([1.0, 1.0, 0.0, 1.0]),
+        )
+    assert "inputs that were 0 for every image, whose weights are rounded as they are: 1 of 0" in caplog.text

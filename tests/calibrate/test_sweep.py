@@ -1,0 +1,176 @@
+"""A whole model, layer by layer: closer to the dense one, in the order of its run, resumable, never silent."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam.calibrate.journal import Journal
+from reparam.calibrate.order import find_order, wants_calibration
+from reparam.calibrate.records import CalibrationStep
+from reparam.calibrate.sweep import calibrate_
+from reparam.errors import DataError
+from reparam.models.cifar_resnet import CifarResNet
+from reparam.ops.fixed_point import FixedPoint
+from reparam.recipe.schema import Recipe
+from tests.pico import LINEAR, convert, images, recipe, vit
+
+
+def calibrated_recipe(**options: Any) -> Recipe:
+    chosen = {"options": {"init": "calibrated", "bits": 4, **options}, "optional": True}
+    return recipe([{**LINEAR, **chosen}, {"match": {"kind": "conv2d"}, "operator": "shift_conv2d", **chosen}])
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return CifarResNet(1, num_classes=3).eval()
+
+
+def pair(make: Callable[[], nn.Module] = vit, **options: Any) -> tuple[nn.Module, nn.Module]:
+    dense = make()
+    model = convert(copy.deepcopy(dense), calibrated_recipe(**options), images()).eval()
+    return model, dense
+
+
+def distance(model: nn.Module, dense: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((model(x) - dense(x)).square().mean())
+
+
+@pytest.mark.parametrize("make", [vit, resnet], ids=["vit", "resnet"])
+@pytest.mark.parametrize("options", [{}, {"terms": 2}, {"activation_bits": 8}], ids=str)
+def test_the_models_answers_come_closer_on_images_it_has_not_seen(
+    make: Callable[[], nn.Module], options: dict[str, Any]
+) -> None:
+    model, dense = pair(make, **options)
+    before = distance(model, dense, images(64, seed=7))
+    found = calibrate_(model, dense, images(64))
+    assert distance(model, dense, images(64, seed=7)) < before
+    assert all(fit.error <= fit.rounded_error for fit in found.layers)
+    assert found.images == 64
+    assert not found.uncalibrated
+
+
+def test_layers_come_in_the_order_of_the_run_and_are_told_one_by_one() -> None:
+    model, dense = pair()
+    told: list[CalibrationStep] = []
+    found = calibrate_(model, dense, images(32), progress=told.append)
+    layers = [f"blocks.{b}.{name}" for b in (0, 1) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    assert [fit.path for fit in found.layers] == ["patch_embed.proj", *layers, "head"]
+    assert [step.number for step in told] == list(range(1, len(told) + 1))
+    assert {step.layers for step in told} == {len(told)}
+    assert tuple(step.fit for step in told) == found.layers
+
+
+def test_blocks_are_the_outermost_members_of_lists() -> None:
+    model, dense = pair()
+    order = find_order(model, dense, images(2))
+    assert {target.block for target in order.targets} == {None, "blocks.0", "blocks.1"}
+    model, dense = pair(resnet)
+    order = find_order(model, dense, images(2))
+    assert {target.block for target in order.targets} == {None, "layer1.0", "layer2.0", "layer3.0"}
+
+
+def test_only_layers_that_ask_for_it_change() -> None:
+    dense = vit()
+    model = convert(copy.deepcopy(dense), recipe([LINEAR]), images()).eval()
+    before = copy.deepcopy(model.state_dict())
+    assert not wants_calibration(model)
+    assert calibrate_(model, dense, images(32)).layers == ()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_dense_model_and_the_modes_of_both_are_left_alone() -> None:
+    model, dense = pair()
+    before = copy.deepcopy(dense.state_dict())
+    model.train()
+    calibrate_(model, dense, images(32))
+    assert model.training
+    assert not dense.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in dense.state_dict().items())
+
+
+def test_it_is_deterministic() -> None:
+    first, second = pair(), pair()
+    for model, dense in (first, second):
+        calibrate_(model, dense, images(32))
+    assert torch.equal(first[0](images()), second[0](images()))
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_calibration_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, dense = pair()
+    wanted = calibrate_(whole, dense, images(32))
+    model, dense = pair()
+
+    def stop(step: CalibrationStep) -> None:
+        if step.number == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        calibrate_(model, dense, images(32), journal=Journal(tmp_path / "kept", "key"), progress=stop)
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+    again, dense = pair()
+    found = calibrate_(again, dense, images(32), journal=Journal(tmp_path / "kept", "key"))
+    assert found == wanted
+    assert torch.equal(again(images()), whole(images()))
+
+
+def test_too_few_images_are_refused() -> None:
+    model, dense = pair()
+    with pytest.raises(DataError, match="wanted at least 32 images, got 5"):
+        calibrate_(model, dense, images(5))
+
+
+class Idle(nn.Module):
+    """Its second layer runs only for small inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.used(x)
+        return x if len(x) > 4 else self.unused(x)
+
+
+def test_a_layer_that_did_not_run_is_named_and_keeps_its_rounded_weights() -> None:
+    torch.manual_seed(0)
+    dense = Idle()
+    model = convert(copy.deepcopy(dense), recipe([{**LINEAR, "options": {"init": "calibrated"}}]), torch.zeros(2, 3))
+    rounded = model.unused.weight.detach().clone()
+    found = calibrate_(model, dense, torch.randn(32, 3))
+    assert [fit.path for fit in found.layers] == ["used"]
+    assert [(left.path, left.reason) for left in found.uncalibrated] == [
+        ("unused", "it did not run on the calibration images")
+    ]
+    assert torch.equal(model.unused.weight, rounded)
+
+
+def test_shift_experts_of_a_mixture_have_no_dense_layer_to_follow_and_are_named() -> None:
+    dense = vit()
+    rule = {"match": {"kind": "mlp"}, "operator": "moe_mlp", "options": {"shift": {"init": "calibrated"}}}
+    model = convert(copy.deepcopy(dense), recipe([rule]), images())
+    found = calibrate_(model, dense, images(32))
+    assert found.layers == ()
+    assert {left.reason for left in found.uncalibrated} == {"the dense model has no layer of its own at this path"}
+    assert len(found.uncalibrated) == 4
+
+
+def test_activation_grids_take_their_range_from_the_images() -> None:
+    model, dense = pair(activation_bits=8)
+    calibrate_(model, dense, images(32))
+    grids = [module for module in model.modules() if isinstance(module, FixedPoint)]
+    assert len({float(grid.absmax) for grid in grids}) > 1
+
+
+def test_the_public_records_are_the_rooms_own() -> None:
+    assert reparam.CalibrationStep is CalibrationStep
