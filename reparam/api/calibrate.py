@@ -21,6 +21,8 @@ from reparam.recipe.data_settings import DataSettings
 from reparam.train.data import image_format, sample_images
 
 CALIBRATION_NAME = "calibration.json"
+#: How many are taken where nobody says.
+CALIBRATION_IMAGES = 128
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ def images_for(
     if wanted and calibration is None:
         raise OptionError(
             f'"{wanted[0]}" is to start from images (init = "calibrated") and there are none; name a folder of '
-            'pictures with --calibration-dir DIR (calibration= in Python), or take the recipe "shift-ptq", which needs '
-            "none"
+            "pictures with reparam convert --calibration-dir DIR (calibration= in Python), or take the recipe "
+            '"shift-ptq", which needs none'
         )
     if calibration is None:
         return None

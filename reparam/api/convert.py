@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.api.calibrate import calibrated_, images_for, journal_for, write_calibration
+from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, images_for, journal_for, write_calibration
 from reparam.api.recipes import check_recipe
 from reparam.api.subject import Subject, count_totals, resolve_subject
 from reparam.atomic import atomic_folder, refuse_foreign
@@ -56,7 +56,7 @@ def convert(
     in_chans: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     calibration: Tensor | DataSettings | None = None,
-    calibration_images: int = 128,
+    calibration_images: int = CALIBRATION_IMAGES,
     progress: Callable[[CalibrationStep], None] = lambda step: None,
     out: str | Path | None = None,
     inplace: bool = False,

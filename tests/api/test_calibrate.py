@@ -70,7 +70,7 @@ def test_too_few_pictures_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_calibrates_needs_images_and_says_how_to_give_them() -> None:
-    with pytest.raises(OptionError, match=r"name a folder of pictures with --calibration-dir DIR"):
+    with pytest.raises(OptionError, match=r"name a folder of pictures with reparam convert --calibration-dir DIR"):
         reparam.convert(vit(), RECIPE, example_input=images())
 
 

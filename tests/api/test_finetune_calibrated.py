@@ -1,0 +1,36 @@
+"""Calibration as the start of fine-tuning: a stage begins with layers that follow the dense ones."""
+
+from pathlib import Path
+
+import torch
+
+import reparam
+from reparam.api.run import open_run
+from reparam.api.stage import start_stage
+from reparam.recipe.data_settings import DataSettings
+from reparam.recipe.settings import TrainSettings
+from reparam.train.data import Loaders
+from reparam.train.progress import Silent
+from tests.api.test_calibrate import RECIPE
+from tests.pico import images, vit
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_a_stage_begins_calibrated_on_its_training_images(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    reparam.convert(vit(), RECIPE, example_input=images(), calibration=images(64), out=run)
+    batches = [(images(32, seed=seed), torch.zeros(32, dtype=torch.long)) for seed in range(4)]
+    opened = open_run(run, DataSettings(), recipe=None, overrides=(), device=torch.device("cpu"), base=vit)
+    notes = Notes()
+    model = start_stage(opened, 0, TrainSettings(), Loaders(train=batches, val=batches), notes).eval()
+    plain = opened.stage_model(0).eval()
+    wanted = opened.dense.eval()(images(64, seed=9))
+    assert (model(images(64, seed=9)) - wanted).norm() < (plain(images(64, seed=9)) - wanted).norm()
+    assert notes.messages[0].startswith("calibrated 1/8 blocks.0.attn.qkv: output error")
