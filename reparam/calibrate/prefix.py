@@ -6,7 +6,7 @@ block is finished, what the next layer is given must be bit-equal with and witho
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class Prefix:
 
         handle = self._modules[path].register_forward_hook(reached)
         try:
-            with self._finished(number) if is_short else _nothing():
+            with self._finished(number) if is_short else nullcontext():
                 self.model(self.batches[number])
         except _Reached:
             return found[0], found[1]
@@ -86,11 +86,6 @@ def answering(answers: Mapping[nn.Module, Tensor]) -> Iterator[None]:
     finally:
         for module in answers:
             del module.forward
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _answer(answer: Tensor) -> Callable[..., Tensor]:
