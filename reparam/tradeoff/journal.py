@@ -31,9 +31,10 @@ class SensitivityJournal:
         entries = {} if fresh else self._journal.read()
         self.known: dict[str, SiteSensitivity] = {name: e.site for name, e in entries.items() if e.site is not None}
         self.dense = entries[_DENSE].dense if _DENSE in entries else None
-        header = entries.get(_SUBJECT)
-        self._is_begun = header is not None and header.subject is not None and len(entries) > 1
-        if self._is_begun and (differences := list(_differences(header.subject, subject))):
+        header = entries[_SUBJECT].subject if _SUBJECT in entries else None
+        self._is_begun = header is not None and len(entries) > 1
+        differences = list(_differences(header, subject)) if header is not None and self._is_begun else []
+        if differences:
             raise self._of_another(differences)
 
     def begin(self) -> None:
