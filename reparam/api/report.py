@@ -7,7 +7,7 @@ from reparam.api.run import Base
 from reparam.api.run_facts import gather_run
 from reparam.atomic import check_file, write_text
 from reparam.checkpoint.record import read_record
-from reparam.errors import OptionError
+from reparam.errors import CheckpointError, OptionError
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Frozen
 from reparam.reporting.environment import this_environment
@@ -16,6 +16,9 @@ from reparam.reporting.page.records import Missing, PageFacts, RunFacts
 from reparam.train.progress import Progress, Silent
 
 REPORT_NAME = "report.html"
+_SUFFIXES = (".html", ".htm")
+#: What a page begins with, and so what may be replaced.
+_DOCTYPE = b"<!doctype html>"
 
 
 class MissingSection(Frozen):
@@ -51,7 +54,7 @@ def report(
     Args:
         run: the folder of a run.
         run_b: another run, to be shown beside it.
-        out: file to write; `report.html` in the first run when None.
+        out: .html file to write; `report.html` in the first run when None. Only a page is replaced.
         data: where the images of the routing map come from; when None the folder that the run was trained on, if it
             is still there.
         images: how many images, evenly spaced over the evaluation split; 0 leaves the map out.
@@ -59,7 +62,7 @@ def report(
         base: the dense model of a run that only its owner can build.
         progress: who listens.
     Raises:
-        CheckpointError: no run, a damaged one, or a page that cannot be written.
+        CheckpointError: no run, a damaged one, or a page that cannot be written, or would replace another kind of file.
         DataError: the data cannot be read, or do not fit the model.
         OptionError: fewer than 0 images.
     """
@@ -70,7 +73,7 @@ def report(
     folders = [Path(folder) for folder in (run, run_b) if folder is not None]
     for folder in folders:
         read_record(folder)  # before anything costs time, or makes a folder
-    check_file(target)
+    _check_target(target)
     runs = tuple(
         gather_run(folder, data=data, images=images, measure=measure, base=base, progress=told) for folder in folders
     )
@@ -79,6 +82,19 @@ def report(
     write_text(target, page)
     missing = tuple(section for found in runs for section in _missing(found))
     return Report(out=target, file_bytes=len(page.encode()), missing=missing)
+
+
+def _check_target(target: Path) -> None:
+    if target.suffix.lower() not in _SUFFIXES:
+        raise CheckpointError(
+            f"{target}: a report is an HTML page. Wanted a name that ends in .html, got {target.name}."
+        )
+    if target.is_file():
+        with target.open("rb") as file:
+            begins = file.read(len(_DOCTYPE))
+        if begins.lower() != _DOCTYPE:
+            raise CheckpointError(f"{target}: the file is no report, so it is not replaced. Choose another name.")
+    check_file(target)
 
 
 def _missing(run: RunFacts) -> list[MissingSection]:

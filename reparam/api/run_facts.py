@@ -93,7 +93,9 @@ def gather_run(
             StageScore(name=s.name, before=s.before, best=s.best, best_epoch=s.best_epoch, epochs=s.epochs)
             for s in (finetuning.stages if finetuning else ())
         ),
-        tree=module_tree(dense, model, provenance.applied if provenance else None),
+        tree=module_tree(
+            dense, model, provenance.applied if provenance else None, has_measured_shares=now.experts == "measured"
+        ),
         unseen=record.plan.unseen if record.plan else (),
         exponents=exponent_histograms(model),
         history=history,
@@ -136,29 +138,33 @@ def _figures(profiled: Profile, folder: Path) -> Figures:
     )
 
 
-def _trained_on(args: Mapping[str, Any] | None) -> DataSettings | None:
-    """The folder of images that the run was trained on, if it is still there; other data sets may want a network."""
-    if args is None:
-        return None
-    data = data_of(args)
-    return data if data.data_dir and not data.dataset and Path(data.data_dir).exists() else None
+def _trained_on(args: Mapping[str, Any] | None) -> DataSettings | str:
+    """The folder of images that the run was trained on, or why it is not read; other data sets may want a network."""
+    data = None if args is None else data_of(args)
+    if data is None or data.dataset or not data.data_dir:
+        return "It takes real images to show which tokens go where"
+    return data if Path(data.data_dir).exists() else f"{data.data_dir}, where it was trained, is gone"
 
 
 def _routing(
-    model: nn.Module, record: Record, folder: Path, data: DataSettings | None, *, images: int, progress: Progress
+    model: nn.Module, record: Record, folder: Path, data: DataSettings | str, *, images: int, progress: Progress
 ) -> RoutingFacts | Missing:
     if not any(isinstance(module, Router) for module in model.modules()):
         return Missing(why="The run has no mixtures of experts; the recipe shiftaddvit makes them")
-    if data is None or not images:
-        why = "It takes real images to show which tokens go where"
-        return Missing(why=why, command=f"reparam report {quote(str(folder))} --data-dir DATA")
-    progress.message(f"routing {images} images through {folder}")
+    command = f"reparam report {quote(str(folder))} --data-dir DATA"
+    if not images:
+        return Missing(why="Left out by --images 0", command=command)
+    if isinstance(data, str):
+        return Missing(why=data, command=command)
+    progress.message(f"reading images of {data.dataset or data.data_dir}")
     form, device = format_of(record, data), torch.device("cpu")
     outputs = count_outputs(model, form.input_size, device=device)
     loader, classes = make_eval_loader(
         data, image=form, num_classes=outputs, batch_size=images, workers=0, device=device, spread=images
     )
     inputs, labels = next(iter(read_batches(loader, device=device)))
+    fewer = f", all that there are of the {images} asked for" if len(inputs) < images else ""
+    progress.message(f"routing {len(inputs)} images through {folder}{fewer}")
     layers, logits = routing_map(model, inputs)
     names = {index: name for name, index in classes.items()}
     mapped = tuple(

@@ -37,7 +37,9 @@ class ModuleNode(Frozen):
     children: tuple["ModuleNode", ...] = ()
 
 
-def module_tree(dense: nn.Module | None, model: nn.Module, plan: Plan | None) -> ModuleNode:
+def module_tree(
+    dense: nn.Module | None, model: nn.Module, plan: Plan | None, *, has_measured_shares: bool = False
+) -> ModuleNode:
     """Returns the tree of `model`, each module beside the dense one at its path.
 
     Modules without parameters and without a fate are left out. Parts of a dense module that was swapped as a whole are
@@ -47,9 +49,12 @@ def module_tree(dense: nn.Module | None, model: nn.Module, plan: Plan | None) ->
         dense: the original, None where it is not at hand.
         model: what it became, or a dense model.
         plan: the stages that `model` has been through.
+        has_measured_shares: the shares of the experts were measured since, so what remarks say of modelled ones is left
+            out.
     """
     before = {} if dense is None else dict(dense.named_modules())
-    return _node("", "", model, before, {} if plan is None else _fates(plan))
+    fates = {} if plan is None else _fates(plan, has_measured_shares=has_measured_shares)
+    return _node("", "", model, before, fates)
 
 
 def _node(
@@ -76,23 +81,31 @@ def _parameters(module: nn.Module | None) -> int | None:
     return None if module is None else sum(parameter.numel() for parameter in module.parameters())
 
 
-def _fates(plan: Plan) -> dict[str, tuple[Fate, ...]]:
+def _fates(plan: Plan, *, has_measured_shares: bool) -> dict[str, tuple[Fate, ...]]:
     """By path: every conversion, or else why the last stage left it; what is inside a swapped module has none."""
     steps: dict[str, tuple[Fate, ...]] = {}
     skips: dict[str, tuple[Fate, ...]] = {}
     for stage in plan.stages:
         for step in stage.steps:
-            steps[step.site.path] = (*steps.get(step.site.path, ()), _converted(step, stage.name))
+            steps[step.site.path] = (
+                *steps.get(step.site.path, ()),
+                _converted(step, stage.name, has_measured_shares=has_measured_shares),
+            )
         for skip in stage.skips:
             if skip.cause != "inside":
                 skips[skip.site.path] = (_kept(skip, stage.name),)
     return skips | steps
 
 
-def _converted(step: Step, stage: str) -> Fate:
+def _converted(step: Step, stage: str, *, has_measured_shares: bool) -> Fate:
     usual = OPERATORS.get(step.operator).Options().model_dump(mode="json")
     options = _differing(step.options, usual)
-    return Fate(operator=step.operator, stage=stage, rule=step.rule, why=step.remark, options=options)
+    why = _without_modelled(step.remark or "") or None if has_measured_shares else step.remark
+    return Fate(operator=step.operator, stage=stage, rule=step.rule, why=why, options=options)
+
+
+def _without_modelled(remark: str) -> str:
+    return "; ".join(part for part in remark.split("; ") if not part.endswith(": modelled"))
 
 
 def _differing(options: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,60 @@ def test_a_run_that_was_only_converted_says_what_is_missing(untrained: Path) -> 
 def test_without_images_the_command_asks_for_them(run: Path) -> None:
     routing = gather(run, images=0).routing
     assert isinstance(routing, Missing)
+    assert routing.why == "Left out by --images 0"
     assert routing.command == f"reparam report {run} --data-dir DATA"
+
+
+def test_images_that_are_gone_are_named(run: Path, data: DataSettings, tmp_path: Path) -> None:
+    folder = Path(str(data.data_dir))
+    folder.rename(tmp_path / "moved")
+    try:
+        routing = gather(run).routing
+    finally:
+        (tmp_path / "moved").rename(folder)
+    assert isinstance(routing, Missing)
+    assert routing.why == f"{folder}, where it was trained, is gone"
+    assert routing.command == f"reparam report {run} --data-dir DATA"
+
+
+def test_more_images_than_there_are_say_so(run: Path) -> None:
+    told: list[str] = []
+
+    class Listener(Silent):
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    assert len(gather(run, images=100_000, progress=Listener()).routing.images) == 18
+    assert f"routing 18 images through {run}, all that there are of the 100000 asked for" in told
+
+
+def test_measured_shares_leave_no_remark_on_modelled_ones(run: Path) -> None:
+    """The same run says so before it was evaluated."""
+    assert "modelled" not in gather(run).tree.model_dump_json()
+    evaluation = run / "evaluate.json"
+    aside = evaluation.rename(run / "aside.json")
+    try:
+        assert "of tokens multiplied: modelled" in gather(run).tree.model_dump_json()
+    finally:
+        aside.rename(evaluation)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "page.txt", "notes.html"])
+def test_only_a_page_is_replaced(run: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    if not (copy / name).exists():
+        (copy / name).write_text("mine")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=r"ends in \.html|is no report"):
+        report(copy, out=copy / name, measure=False)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_takes_the_place_of_another(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.HTM"
+    out.write_text("<!DOCTYPE html><p>old")
+    assert report(run, out=out, measure=False, images=0).out.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_commands_quote_folders_and_a_dense_model_is_asked_for_a_recipe(run: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnLine:
-    """A line as the template takes it; `dots` is a second path, empty where there are too many points to tell apart."""
+    """A line as the template takes it; `dots` is a second path, of points that can be told apart."""
 
     name: str
     colour: str
@@ -145,11 +145,12 @@ def _thinned(points: list[Point], *, most: int) -> list[Point]:
 def _draw(line: Line, pieces: Sequence[Sequence[Point]], frame: _Frame) -> DrawnLine:
     places = [[f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in piece] for piece in pieces]
     has_dots = line.has_dots and sum(map(len, pieces)) <= _MOST_DOTS
+    dotted = [piece for piece in places if has_dots or len(piece) == 1]  # one point alone makes no line
     return DrawnLine(
         name=line.name,
         colour=line.colour,
         path="".join("M" + "L".join(piece) for piece in places),
-        dots="".join(f"M{place}h0" for piece in places for place in piece) if has_dots else "",
+        dots="".join(f"M{place}h0" for piece in dotted for place in piece),
         is_faint=line.is_faint,
         is_dashed=line.is_dashed,
     )

@@ -23,11 +23,21 @@ systemDark.addEventListener("change", paint);
 paint();
 
 // A control with data-shows="energy" shows what has its value as data-energy, and hides what has another one.
+// Choices that offer each other's values, such as the energy tables, follow one another.
+const offers = (choice, value) => [...choice.options].some((option) => option.value === value);
+function follow(choice) {
+  for (const other of all("select[data-shows]")) {
+    if (other.value === choice.value || !offers(other, choice.value) || !offers(choice, other.value)) continue;
+    other.value = choice.value;
+    other.dispatchEvent(new Event("input"));
+  }
+}
 for (const control of all("[data-shows]")) {
   const name = `data-${control.dataset.shows}`;
   const show = () => {
     // Not `.hidden`, which SVG elements lack.
     for (const part of all(`[${name}]`)) part.toggleAttribute("hidden", part.getAttribute(name) !== control.value);
+    if (control.options) follow(control);
   };
   control.addEventListener("input", show);
   control.addEventListener("change", show);

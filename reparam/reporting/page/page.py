@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from reparam.cost.energy_table import EnergyTable, energy_tables
 from reparam.reporting.page import summary, words
+from reparam.reporting.page.baselines import left_out, verdicts
 from reparam.reporting.page.histograms import draw_histograms
 from reparam.reporting.page.outline import outline
 from reparam.reporting.page.overlay import draw_overlays, without_map
@@ -36,7 +37,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedSite:
-    """A site, and its bar in percent of the worst one's."""
+    """A site, its bar in percent of the longest one, and the points that it lost, signed as by the command."""
 
     site: SiteLoss
     width: float
@@ -84,6 +85,8 @@ def render_page(facts: PageFacts) -> str:
             (run, None if isinstance(run.routing, Missing) else draw_overlays(run.routing)) for run in facts.runs
         ],
         without_map=without_map,
+        verdicts=verdicts,
+        left_out=left_out,
         ranked=[(run, _ranked(run)) for run in facts.runs],
     )
     return page
@@ -127,13 +130,13 @@ def _listed(operations: Mapping[str, int]) -> str:
 def _ranked(run: RunFacts) -> list[RankedSite] | None:
     if isinstance(run.sensitivity, Missing):
         return None
-    worst = sorted(run.sensitivity, key=lambda site: site.top1_drop, reverse=True)[:_MOST_SITES]
+    worst = sorted(run.sensitivity, key=lambda site: site.kl, reverse=True)[:_MOST_SITES]
     most = max((site.top1_drop for site in worst), default=0.0)
     return [
         RankedSite(
             site=site,
             width=100 * max(0.0, site.top1_drop) / most if most > 0 else 0.0,
-            text=words.points(-site.top1_drop),
+            text=words.points(site.top1_drop),
         )
         for site in worst
     ]

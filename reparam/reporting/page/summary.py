@@ -1,7 +1,7 @@
 """The first section: tiles with what was gained, and a table of every figure with its kind."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from reparam.cost.energy import as_int8, price
@@ -12,7 +12,7 @@ from reparam.train.evaluate import Evaluation
 
 MEASURED, COUNTED, MODELLED = "measured here", "counted", "modelled"
 #: An interquartile range beyond this share of its median makes a ratio uncertain.
-_WIDE_SPREAD = 0.2
+WIDE_SPREAD = 0.2
 VERBS = {
     "mul": "multiplications",
     "shift": "shifts",
@@ -32,11 +32,12 @@ VERBS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One figure, a smaller line below it, and whether it is "bad" or "good"."""
+    """One figure, a smaller line below it, whether it is "bad", and a line that is bad whatever the figure is."""
 
     text: str
     note: str = ""
     tone: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,8 @@ def _tiles(run: RunFacts, tables: Sequence[EnergyTable]) -> Iterator[Tile]:
     yield Tile(label="multiplications", kind=COUNTED, cell=gain)
     for table in tables:
         gain = _gain(run, partial(_joules, table=table), words.energy, less="less")
-        yield Tile(label="energy", kind=f"{MODELLED}: {table.name}", cell=gain, energy=table.name)
+        cell = replace(gain, warning=_int8_warning(run, table))
+        yield Tile(label="energy", kind=f"{MODELLED}: {table.name}", cell=cell, energy=table.name)
     if run.model_figures.latency is not None:
         yield Tile(label="latency", kind=MEASURED, cell=_latency(run))
 
@@ -130,7 +132,7 @@ def _latency(run: RunFacts) -> Cell:
     gain = words.factor(dense.median_ms, now.median_ms, less="faster", more="slower")
     note = f"{words.milliseconds(now.median_ms)} against {words.milliseconds(dense.median_ms)}"
     spread = max(latency.iqr_ms / latency.median_ms for latency in (now, dense))
-    note += f"; uncertain, rounds spread by {words.share(spread)}" if spread > _WIDE_SPREAD else ""
+    note += f"; uncertain, rounds spread by {words.share(spread)}" if spread > WIDE_SPREAD else ""
     if gain.endswith("slower"):
         return Cell(text=gain, note=f"slower than dense here: {note}", tone="bad")
     return Cell(text=gain, note=note)
@@ -207,8 +209,23 @@ def _energies(models: Sequence[Column], table: EnergyTable) -> Iterator[Row]:
 
 def _int8(model: Column, table: EnergyTable) -> Cell:
     if not model.is_dense:
-        return Cell(text="")
-    return Cell(text=words.energy(price(as_int8(model.figures.operations), table).picojoules))
+        return Cell(text="", warning=_int8_warning(model.run, table))
+    return Cell(text=words.energy(_int8_joules(model.figures, table)))
+
+
+def _int8_warning(run: RunFacts, table: EnergyTable) -> str:
+    """Says that the dense model in int8 takes less than the converted one, where it does."""
+    if run.dense is None:
+        return ""
+    int8, now = _int8_joules(run.dense, table), _joules(run.model_figures, table=table)
+    if int8 >= now:
+        return ""
+    ratio = words.factor(now, int8, less="less", more="more")
+    return f"the dense model in int8 would take less: {words.energy(int8)}, {ratio}"
+
+
+def _int8_joules(figures: Figures, table: EnergyTable) -> float:
+    return price(as_int8(figures.operations), table).picojoules
 
 
 def _cell(

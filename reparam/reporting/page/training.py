@@ -65,9 +65,10 @@ def _losses(run: RunFacts, name: str, colour: str, *, is_alone: bool) -> list[Li
         ]
     steps = _line(run, "train, each log step", "blue", _step_losses, has_dots=False, is_faint=True)
     terms = [_line(run, term, shade, _each(figure)) for term, (figure, shade) in _TERMS.items()]
+    told = [term for term in terms if any(term.pieces)]
     return [
         steps,
-        *terms,
+        *(told if len(told) > 1 else []),  # one term is the whole loss, and would lie under its line
         _line(run, "train, all terms", "blue", _each("train_loss")),
         _line(run, "evaluation", "orange", _evaluated("loss")),
     ]

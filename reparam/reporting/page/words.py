@@ -51,7 +51,7 @@ def signed_share(value: float) -> str:
 
 def points(value: float) -> str:
     """-0.27, of differences between percentages."""
-    return f"{value:+.2f}".replace("-", _MINUS)
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", _MINUS)  # + 0.0 makes -0.0 positive
 
 
 def three_figures(n: float) -> str:

@@ -131,6 +131,29 @@ def test_choosing_a_measure_changes_the_waterfall(open_page: Open) -> None:
     assert [row.text.split("\n")[0] for row in shown(driver, "#cost .total")] == ["dense", "converted"]
 
 
+def test_the_two_choices_of_a_table_follow_each_other_and_a_count_stays(open_page: Open) -> None:
+    driver = open_page()
+    energy, measure = (Select(one(driver, f"[data-shows={name}]")) for name in ("energy", "measure"))
+    energy.select_by_value("shiftaddnet-fpga")
+    assert measure.first_selected_option.get_attribute("value") == "shiftaddnet-fpga"
+    measure.select_by_value("ecoformer")
+    assert {element.get_attribute("data-energy") for element in shown(driver, "[data-energy]")} == {"ecoformer"}
+    measure.select_by_value("mul")
+    energy.select_by_value("horowitz-45nm")
+    (found,) = shown(driver, "[data-measure]")
+    assert found.get_attribute("data-measure") == "mul"
+
+
+def test_large_figures_stay_whole_on_a_phone(open_page: Open) -> None:
+    driver = open_page(run(), run(name="other"), size=PHONE)
+    lines = driver.execute_script(
+        "return [...document.querySelectorAll('.tile:not([hidden]) b')]"
+        ".map((b) => b.getBoundingClientRect().height / parseFloat(getComputedStyle(b).lineHeight))"
+    )
+    assert lines
+    assert all(height < 1.5 for height in lines)
+
+
 def test_the_layer_slider_answers_to_the_keyboard(open_page: Open) -> None:
     driver = open_page()
     assert [output.text for output in shown(driver, "#routing output")] == ["blocks.0.mlp 33 % multiplied"]

@@ -25,6 +25,13 @@ def test_each_piece_is_drawn_by_itself() -> None:
     assert chart([(0, 1.0), (1, 2.0)], [(2, 1.0), (3, 2.0)]).lines[0].path.count("M") == 2
 
 
+def test_a_point_alone_has_a_dot_even_on_a_line_without() -> None:
+    line = Line(name="rate", colour="blue", pieces=[[(1, 0.0)], [(2, 1.0), (3, 2.0)]], has_dots=False)
+    made = make_chart("rate", [line], epochs=4)
+    assert made is not None
+    assert places(made.lines[0].dots) == [(250, 1000)]
+
+
 def test_true_values_go_along_for_the_reader() -> None:
     made = chart([(0, 0.123456789), (1, 2.0)])
     assert made.values["lines"][0]["points"] == [[0, 0.12346], [1, 2.0]]

@@ -1,12 +1,14 @@
 """Histograms, overlays and outlines: what the template draws of the facts."""
 
+from dataclasses import replace
+
 from reparam.reporting.exponents import ExponentHistogram
 from reparam.reporting.page.histograms import draw_histograms
 from reparam.reporting.page.outline import Entry, outline
 from reparam.reporting.page.overlay import draw_overlays, without_map
 from reparam.reporting.page.training import routing_chart, training_charts
 from reparam.reporting.page.words import DASH
-from tests.reporting.page.facts import ROUTING, block, run, tree
+from tests.reporting.page.facts import ROUTING, block, history, run, tree
 
 
 def test_histograms_share_their_exponents_and_begin_with_all_layers() -> None:
@@ -75,6 +77,13 @@ def test_one_run_tells_all_its_loss_terms() -> None:
     ]  # fmt: skip
     assert [level.name for level, _ in top1.levels] == ["dense 81.25\u00a0%"]
     assert rate.values["lines"][0]["points"] == [[0.5, 5e-4], [1.0, 2.5e-4]]
+
+
+def test_a_loss_of_one_term_alone_is_one_line() -> None:
+    (stage,) = history()
+    epochs = tuple(replace(epoch, distill_loss=None, feature_loss=None) for epoch in stage.epochs)
+    loss, _, _ = training_charts([run(history=(replace(stage, epochs=epochs),))])
+    assert [line.name for line in loss.lines] == ["train, each log step", "train, all terms", "evaluation"]
 
 
 def test_two_runs_share_the_axes_and_are_told_apart_by_name() -> None:

@@ -3,10 +3,11 @@
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
-from reparam.cost.measurement import Measured, Measurement
+from reparam.cost.measurement import Comparison, Measured, Measurement
 from reparam.reporting.commands import Commands
 from reparam.reporting.module_tree import Fate, ModuleNode
 from reparam.reporting.page.page import render_page
@@ -141,40 +142,67 @@ def test_a_section_without_facts_names_the_command_that_makes_it() -> None:
         assert command in text
 
 
-def test_sensitivity_is_ranked_with_the_worst_first() -> None:
+def test_sensitivity_is_ranked_by_divergence_and_signed_as_by_the_command() -> None:
+    drops = ((0.5, 0.2), (-0.25, 0.3), (3.0, 0.9), (0.0, 0.1), (-0.001, 0.05))
     sites = tuple(
-        SiteLoss(path=f"blocks.{i}", kind="mlp", operator="moe_mlp", top1_drop=drop, kl=0.1)
-        for i, drop in enumerate((0.5, -0.25, 3.0))
+        SiteLoss(path=f"blocks.{i}", kind="mlp", operator="moe_mlp", top1_drop=drop, kl=kl)
+        for i, (drop, kl) in enumerate(drops)
     )
-    parsed = Page(render_page(page(run(sensitivity=sites))))
-    widths = re.findall(r"left:0;width:([\d.]+)%", render_page(page(run(sensitivity=sites))))
-    assert widths == ["100.00", "16.67", "0.00"]
-    shown = [f"blocks.2 {MINUS}3.00", f"blocks.0 {MINUS}0.50", "blocks.1 +0.25"]
-    places = [parsed.text.index(text) for text in shown]
+    html = render_page(page(run(sensitivity=sites)))
+    shown = [
+        "blocks.2 moe_mlp +3.00 KL 9.00e-01",
+        f"blocks.1 moe_mlp {MINUS}0.25 KL 3.00e-01",
+        "blocks.0 moe_mlp +0.50 KL 2.00e-01",
+        "blocks.3 moe_mlp +0.00 KL 1.00e-01",
+        "blocks.4 moe_mlp +0.00 KL 5.00e-02",
+    ]
+    places = [Page(html).text.index(text) for text in shown]
     assert places == sorted(places)
+    assert re.findall(r"left:0;width:([\d.]+)%", html) == ["100.00", "16.67"]
 
 
-def test_what_profile_measured_stands_with_its_machine_and_what_it_could_not() -> None:
-    latency = run().model_figures.latency
-    timed = Measurement(
-        side="dense", engine="bf16", title="eager, bf16", batch_size=8, status="measured", latency=latency
-    )
-    absent = Measurement(
-        side="dense", engine="openvino", title="OpenVINO", batch_size=8, status="skipped", reason="it is not installed"
-    )
-    measured = Measured(
-        machine="an EPYC",
-        threads=2,
-        torch="2.14",
-        measurements=(timed, absent),
-        comparisons=(),
-        schedules=(),
+def measurement(status: str, batch_size: int, **changes: Any) -> Measurement:
+    common = {"side": "dense", "engine": "bf16", "title": "eager, bf16"}
+    return Measurement(**{**common, "status": status, "batch_size": batch_size, **changes})
+
+
+def measured(*measurements: Measurement, ratio: float = 2.5, spread: float = 0.01) -> Measured:
+    best = Comparison(
+        batch_size=8, engine="bf16", title="eager, bf16", dense_ms=2.0, converted_ms=2 * ratio, ratio=ratio,
+        spread=spread,
+    )  # fmt: skip
+    return Measured(
+        machine="an EPYC", threads=2, torch="2.14", measurements=measurements, comparisons=(best,), schedules=(),
         no_energy=None,
-    )
-    text = Page(render_page(page(run(baselines=measured)))).text.replace("\u00a0", " ")
+    )  # fmt: skip
+
+
+def baselines_text(found: Measured) -> str:
+    text = Page(render_page(page(run(baselines=found)))).text
+    return text.replace("\u00a0", " ").replace("\u00d7", "x")
+
+
+def test_what_profile_measured_stands_with_its_machine_and_once_what_it_could_not() -> None:
+    absent = [
+        measurement("skipped", size, engine="openvino", title="OpenVINO", reason="it is not installed")
+        for size in (1, 8)
+    ]
+    text = baselines_text(measured(measurement("measured", 8, latency=run().model_figures.latency), *absent))
     assert "8, dense: eager, bf16 2.00 ms" in text
     assert "on an EPYC, 2 threads, torch 2.14. OpenVINO skipped: it is not installed." in text
+    assert text.count("OpenVINO skipped") == 1
     assert "--baselines all" not in text
+
+
+def test_the_converted_model_is_held_against_the_best_dense_engine() -> None:
+    slower = measured()
+    assert "run is 2.50x slower than the best dense (eager, bf16) at batch 8." in baselines_text(slower)
+    assert '<p class="notes bad">run is' in render_page(page(run(baselines=slower)))
+    faster = measured(ratio=0.5, spread=0.3)
+    told = "run is 2.00x faster than the best dense (eager, bf16) at batch 8; uncertain, rounds spread by 30 %."
+    assert told in baselines_text(faster)
+    assert '<p class="notes bad">run is' not in render_page(page(run(baselines=faster)))
+    assert "run is as fast as the best dense" in baselines_text(measured(ratio=1.0))
 
 
 def test_two_runs_stand_side_by_side() -> None:

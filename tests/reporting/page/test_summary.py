@@ -33,6 +33,21 @@ def test_energy_has_a_row_for_each_table_and_an_int8_baseline() -> None:
     ]
 
 
+def test_where_the_dense_model_in_int8_takes_less_energy_the_tile_and_the_row_warn() -> None:
+    """17.18 pJ converted against 2.40 pJ: 7.16 times."""
+    warning = "the dense model in int8 would take less: 2.40 pJ, 7.16x less"
+    (tile,) = [tile for tile in tiles(run(), TABLES) if tile.energy == "horowitz-45nm"]
+    assert (plain(tile.cell.warning), tile.cell.tone) == (warning, "")
+    (row,) = [row for row in rows(page(), TABLES) if row.label == "energy, dense in int8" and row.energy == tile.energy]
+    assert [plain(cell.warning) for cell in row.cells] == ["", warning]
+
+
+def test_a_conversion_that_takes_less_than_int8_has_no_warning() -> None:
+    frugal = run(model_figures=figures(a={"shift.i32": 3}))
+    assert {tile.cell.warning for tile in tiles(frugal, TABLES)} == {""}
+    assert {cell.warning for row in rows(page(frugal), TABLES) for cell in row.cells} == {""}
+
+
 def test_slower_than_dense_is_bad_and_said() -> None:
     (tile,) = [tile for tile in tiles(run(), TABLES) if tile.label == "latency"]
     assert (plain(tile.cell.text), tile.cell.tone) == ("2.00x slower", "bad")
