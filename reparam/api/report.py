@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reparam.api.run import Base
 from reparam.api.run_facts import gather_run
-from reparam.atomic import check_file, write_text
+from reparam.atomic import check_file, write_text, writing
 from reparam.checkpoint.record import read_record
 from reparam.errors import CheckpointError, OptionError
 from reparam.recipe.data_settings import DataSettings
@@ -90,7 +90,7 @@ def _check_target(target: Path) -> None:
             f"{target}: a report is an HTML page. Wanted a name that ends in .html, got {target.name}."
         )
     if target.is_file():
-        with target.open("rb") as file:
+        with writing(target), target.open("rb") as file:
             begins = file.read(len(_DOCTYPE))
         if begins.lower() != _DOCTYPE:
             raise CheckpointError(f"{target}: the file is no report, so it is not replaced. Choose another name.")

@@ -144,8 +144,9 @@ def test_the_two_choices_of_a_table_follow_each_other_and_a_count_stays(open_pag
     assert found.get_attribute("data-measure") == "mul"
 
 
-def test_large_figures_stay_whole_on_a_phone(open_page: Open) -> None:
-    driver = open_page(run(), run(name="other"), size=PHONE)
+@pytest.mark.parametrize("size", [PHONE, (1000, 800), LAPTOP], ids=["phone", "window", "laptop"])
+def test_large_figures_stay_on_one_line(open_page: Open, size: tuple[int, int]) -> None:
+    driver = open_page(run(), run(name="other"), size=size)
     lines = driver.execute_script(
         "return [...document.querySelectorAll('.tile:not([hidden]) b')]"
         ".map((b) => b.getBoundingClientRect().height / parseFloat(getComputedStyle(b).lineHeight))"
