@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_the_file_that_found_no_room_is_named_and_the_old_checkpoint_loads(pico, convert, tmp_path, name):
-    folder, model = tmp_path / "run", convert(pico())
+    folder, model = tmp_path / "run", convert(pico(num_classes=300))
     save(model, folder)
     (folder / "summary.csv").write_text("epoch\n")
     before = contents(tmp_path)

@@ -13,6 +13,12 @@ from reparam.ops.shift_fit import least_squares_offset, nearest_sum
 from reparam.ops.shift_weight import ShiftOptions, channel_offset, shift_weight
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights are the same whatever ran before."""
+    torch.manual_seed(0)
+
+
 def every_value(options: ShiftOptions, exponent: int) -> Tensor:
     powers = [2.0 ** (exponent + p) for p in range(options.lowest_exponent, 1)]
     signed = [*([0.0] if options.zero_code else []), *powers, *(-p for p in powers)]
@@ -51,7 +57,9 @@ def test_no_offset_has_a_smaller_squared_error(domain: str, terms: int) -> None:
     found = errors(least_squares_offset(weight, options))
     for exponent in range(-20, 20):
         assert (found <= errors(torch.full((20, 1), exponent))).all()
-    assert found.sum() < errors(channel_offset(weight, domain=options.domain)).sum()
+    rounded = errors(channel_offset(weight, domain=options.domain))
+    assert (found <= rounded).all()
+    assert (found < rounded).any()
 
 
 def test_a_layer_starts_from_the_fitted_offset_only_when_asked() -> None:
