@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import reparam
+from reparam_cli.options import Fresh
 from reparam_cli.streams import only_results_on_stdout
 from reparam_cli.survey_options import Everything, Jobs, MemoryGb, Patterns, SurveyRecipe, Timeout
 
@@ -36,7 +37,6 @@ Joined = Annotated[
 MaxParams = Annotated[
     str, typer.Option("--max-params", metavar="COUNT", help="Leave out the full depth above this size: 700M, 1.5G.")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="Start over, or go on where an earlier run stopped.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Examine again what failed in an earlier run.")]
 _SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 

@@ -8,12 +8,14 @@ import typer
 import reparam
 from reparam_cli.options import (
     AsJson,
+    BatchSize,
     Device,
     ImgSize,
     InChans,
     ModelKwargs,
     NumClasses,
     Weights,
+    Workers,
     parse_pairs,
     with_options_of,
 )
@@ -32,8 +34,6 @@ Confusion = Annotated[
     Path | None,
     typer.Option("--confusion", metavar="FILE", help="Draw the confusion matrix: .png, .svg, or .csv for its counts."),
 ]
-BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images at a time.")]
-Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Loader processes.")]
 
 
 @with_options_of(data=reparam.DataSettings)

@@ -53,6 +53,9 @@ AllowPartial = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...", show_default="cuda where there is one")
 ]
+BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images at a time.")]
+Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Loader processes.")]
+Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="Start over, or go on where an earlier run stopped.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.", show_default=False)]
 
@@ -144,7 +147,7 @@ def _parameters(table: Any, *, heading: str) -> Iterator[inspect.Parameter]:
 
 def _annotation(entry: Field[Any], hint: Any, *, heading: str) -> Any:
     short = entry.metadata.get("short")
-    flags = [entry.metadata.get("flag") or f"--{entry.name.replace('_', '-')}", *([f"-{short}"] if short else [])]
+    flags = [f"--{entry.name.replace('_', '-')}", *([f"-{short}"] if short else [])]
     help_text = f"{entry.metadata['help']}{_shown_default(entry.default)}"
     common: dict[str, Any] = {"help": help_text, "show_default": False, "rich_help_panel": heading}
     kind = _without_none(hint)

@@ -9,7 +9,9 @@ import reparam
 from reparam_cli.options import (
     AllowPartial,
     AsJson,
+    BatchSize,
     Device,
+    Fresh,
     ImgSize,
     InChans,
     ModelKwargs,
@@ -17,6 +19,7 @@ from reparam_cli.options import (
     Overrides,
     Source,
     Weights,
+    Workers,
     parse_pairs,
     with_options_of,
 )
@@ -34,8 +37,6 @@ RecipeNames = Annotated[
 Images = Annotated[
     int, typer.Option("--images", min=1, help="Evaluation images, evenly spaced over the split; all if it has fewer.")
 ]
-BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images at a time.")]
-Workers = Annotated[int, typer.Option("-j", "--workers", min=0, help="Loader processes.")]
 PrefixMemory = Annotated[
     float,
     typer.Option(
@@ -54,7 +55,6 @@ Out = Annotated[
         show_default="sensitivity.json",
     ),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="Start over, or go on where an earlier run stopped.")]
 
 
 @with_options_of(data=reparam.DataSettings)

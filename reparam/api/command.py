@@ -2,10 +2,10 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from reparam.recipe.data_settings import DataSettings
+from reparam.recipe.flags import data_flags
 
 
 def command_line(verb: str, *arguments: object, options: Mapping[str, Any], data: DataSettings | None = None) -> str:
@@ -21,11 +21,7 @@ def command_line(verb: str, *arguments: object, options: Mapping[str, Any], data
     for name, value in options.items():
         for one in value if isinstance(value, list | tuple) else (value,):
             words += _words(name, one)
-    for entry in fields(data) if data is not None else ():
-        value = getattr(data, entry.name)
-        if value != entry.default:
-            flag = f"--{entry.name.replace('_', '-')}"
-            words += [flag, *map(str, value)] if isinstance(value, tuple) else _words(flag[2:], value)
+    words += data_flags(data) if data is not None else ()
     return shlex.join(words)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def setting(default: Any, help: str, *, flag: str | None = None, short: str | None = None) -> Any:
-    """One setting: its default, its one-line help, and its flag where the dashed field name is not timm's flag."""
-    return field(default=default, metadata={"help": help, "flag": flag, "short": short})
+def setting(default: Any, help: str, *, short: str | None = None) -> Any:
+    """One setting: its default, its one-line help, and a short flag; the long one is its dashed name."""
+    return field(default=default, metadata={"help": help, "short": short})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from reparam.errors import CheckpointError, RecipeError
 from reparam.models.spec import ModelSpec
 from reparam.models.weights import WeightsRecord
 from reparam.recipe.data_settings import DataSettings
+from reparam.recipe.flags import data_flags, flag
 from reparam.recipe.load import load_recipe
 from reparam.recipe.resolve import resolve_settings
 from reparam.recipe.schema import Frozen, Recipe
@@ -81,7 +82,7 @@ def reproduce(run: Path, record: Record, args: Args | None) -> Commands:
     lines = [[*convert, "--out", str(run)]]
     data: list[str] = []
     if args is not None:
-        data = list(_data(args))
+        data = list(data_flags(data_of(args)))
         lines.append(["reparam", "finetune", str(run), *data, *_settings(record.plan.recipe, args)])
     lines.append(["reparam", "evaluate", str(run), *(data or ["--data-dir", "DATA"])])
     lines.append(["reparam", "profile", str(run)])
@@ -116,14 +117,6 @@ def _weights(weights: WeightsRecord) -> list[str]:
     return ["--weights", weights.source or weights.kind]
 
 
-def _data(args: Args) -> Iterator[str]:
-    data = data_of(args)
-    for entry in fields(DataSettings):
-        value = getattr(data, entry.name)
-        if value != entry.default:
-            yield from _flag(entry.name, entry.metadata["flag"], value)
-
-
 def _settings(recipe: Recipe, args: Args) -> Iterator[str]:
     """The settings that win over the recipe's own: those in which a trained stage differs from it."""
     names = [stage.name for stage in recipe.stages]
@@ -137,7 +130,7 @@ def _settings(recipe: Recipe, args: Args) -> Iterator[str]:
         yield from ("--stage", str(names.index(trained[0]["stage"])))
     for entry in fields(TrainSettings):
         if entry.name in given:
-            yield from _flag(entry.name, entry.metadata["flag"], given[entry.name])
+            yield from flag(entry.name, given[entry.name])
     if args.get("device"):
         yield from ("--device", str(args["device"]))
 
@@ -145,12 +138,6 @@ def _settings(recipe: Recipe, args: Args) -> Iterator[str]:
 def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
     """YAML has lists only."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-
-
-def _flag(name: str, flag: str | None, value: Any) -> list[str]:
-    words = value if isinstance(value, tuple) else (value,)
-    spelled = [] if value is True else ["none" if word is None else str(word) for word in words]
-    return [flag or f"--{name.replace('_', '-')}", *spelled]
 
 
 def _overrides(recipe: Recipe) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.progress import TaskID
 from rich.text import Text
 
+from reparam_cli.render.bars import task_bars, wants_bars
 from reparam_cli.render.screen import plain_table
 from reparam_cli.words import counted
 
@@ -21,19 +21,10 @@ _KINDS = ("attention", "mlp", "linear", "conv2d")
 @contextmanager
 def survey_progress_on(console: Console) -> Iterator[Callable[["SurveyStep"], None]]:
     """Yields what shows each step: a bar on a terminal; elsewhere one line per architecture. Failures stay visible."""
-    if not console.is_terminal or console.is_dumb_terminal:
+    if not wants_bars(console):
         yield lambda step: _print_line(console, step)
         return
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True)),
-        console=console,
-        expand=True,
-        transient=True,
-    )
+    bars = task_bars(console)
     tasks: dict[str, TaskID] = {}
 
     def show(step: "SurveyStep") -> None:

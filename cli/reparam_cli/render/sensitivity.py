@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
 from rich.text import Text
 
+from reparam_cli.render.bars import task_bars, wants_bars
 from reparam_cli.render.screen import plain_table
 from reparam_cli.words import counted, written
 
@@ -19,20 +18,10 @@ if TYPE_CHECKING:
 @contextmanager
 def sensitivity_progress_on(console: Console) -> Iterator[Callable[["SensitivityStep"], None]]:
     """Yields what shows each step: a bar on a terminal; elsewhere one line per choice."""
-    if not console.is_terminal or console.is_dumb_terminal:
+    if not wants_bars(console):
         yield lambda step: console.print(Text(_line(step)), soft_wrap=True)
         return
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True)),
-        console=console,
-        expand=True,
-        transient=True,
-    )
+    bar = task_bars(console)
     task = bar.add_task("planning", total=None, latest="")
 
     def show(step: "SensitivityStep") -> None:

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from reparam_cli.render.bars import wants_bars
 from reparam_cli.render.screen import clock, experts
 from reparam_cli.words import counted
 
@@ -93,7 +94,7 @@ class BarProgress:
 
 def progress_on(console: Console) -> LineProgress | BarProgress:
     """Returns the bar for a terminal and the lines for a file or a pipe."""
-    return BarProgress(console) if console.is_terminal and not console.is_dumb_terminal else LineProgress(console)
+    return BarProgress(console) if wants_bars(console) else LineProgress(console)
 
 
 def _stage_line(stage: "StageReport") -> Text:
