@@ -1,4 +1,23 @@
+"""What tests of the verbs share: a small data set, and no pictures unless a module is about them."""
+
+from pathlib import Path
+
 import pytest
+
+from reparam.recipe.data_settings import DataSettings
+from tests.train.pico import draw_folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of dark, grey and light images, one channel of 8 x 8 pixels."""
+    return draw_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def data(images: Path) -> DataSettings:
+    """That folder, with whole images in [-1, 1]."""
+    return DataSettings(data_dir=str(images), mean=(0.5,), std=(0.5,), crop_pct=1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from reparam.checkpoint.load import load
 from reparam.errors import CheckpointError, DataError, ModelError, OptionError, TrainError
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.evaluate import Evaluation
-from tests.train.pico import draw_folder
 
 MODEL = "vit_tiny_patch16_224"
 SHAPE: dict[str, Any] = {
@@ -22,16 +21,6 @@ SHAPE: dict[str, Any] = {
     "model_kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
 }
 HERE: dict[str, Any] = {"workers": 0, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def data(images: Path) -> DataSettings:
-    return DataSettings(data_dir=str(images), mean=(0.5,), std=(0.5,), crop_pct=1.0)
 
 
 @pytest.fixture(scope="module")

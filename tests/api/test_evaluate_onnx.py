@@ -12,16 +12,10 @@ from reparam.api.evaluate import evaluate
 from reparam.errors import DataError, ModelError
 from reparam.recipe.data_settings import DataSettings
 from tests.models.onnx_bytes import write_classifier
-from tests.train.pico import draw_folder
 
 pytest.importorskip("onnxruntime")
 
 HERE: dict[str, Any] = {"workers": 0}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from reparam.recipe.data_settings import DataSettings
 from reparam.reporting.page.records import Missing, RoutingFacts
 from reparam.train.progress import Silent
 from tests.tradeoff.stand_ins import found_of, site
-from tests.train.pico import draw_folder
 
 MODEL = "vit_tiny_patch16_224"
 SHAPE: dict[str, Any] = {
@@ -33,12 +32,6 @@ SHAPE: dict[str, Any] = {
     "model_kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
 }
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 12, "workers": 0, "lr": 1e-3, "no_aug": True}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
-    folder = draw_folder(tmp_path_factory.mktemp("images"))
-    return DataSettings(data_dir=str(folder), mean=(0.5,), std=(0.5,), crop_pct=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from reparam.errors import CheckpointError, DataError, ModelError, PlanError, Re
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.load import load_recipe
 from reparam.tradeoff.records import Sensitivity, SensitivityStep, SiteSensitivity, read_sensitivity
-from tests.train.pico import draw_folder
 
 MODEL = "vit_tiny_patch16_224"
 SHAPE: dict[str, Any] = {
@@ -29,16 +28,6 @@ HERE: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 7}
 @pytest.fixture(autouse=True)
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reparam.api.sensitivity.can_draw", lambda: "picture" in request.node.name)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def data(images: Path) -> DataSettings:
-    return DataSettings(data_dir=str(images), mean=(0.5,), std=(0.5,), crop_pct=1.0)
 
 
 @pytest.fixture(scope="module")
