@@ -146,11 +146,10 @@ def _head(trade: Trade, mix: Mix, command: str) -> list[str]:
 def _comment(trade: Trade, group: Sequence[int], quantity: Quantity) -> str:
     alone = trade.mix(group)
     change = sum(trade.costs[quantity].changes[index] for index in group) / trade.costs[quantity].dense
-    routings = {site.routing for site in (trade.found.sites[index] for index in group) if site.routing}
-    return (
-        f"{len(group)} site{'s' if len(group) != 1 else ''}; predicted: KL {alone.kl:.2g} nats, top-1 "
-        f"-{alone.top1_drop:.2f} points, {quantity} {change:+.1%}{''.join(f'; {routing}' for routing in routings)}"
-    )
+    routings = sorted({site.routing for site in (trade.found.sites[index] for index in group) if site.routing})
+    sites = f"{len(group)} site{'s' if len(group) != 1 else ''}"
+    lost = f"KL {alone.kl:.2g} nats, top-1 {0.0 - alone.top1_drop:+.2f} points"
+    return "; ".join([sites, f"predicted: {lost}, {quantity} {change:+.1%}", *routings])
 
 
 def _predicted(trade: Trade, mix: Mix) -> Predicted:

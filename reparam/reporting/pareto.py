@@ -9,6 +9,9 @@ from reparam.tradeoff.outcome import SearchResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: How far a logarithmic axis goes beyond its largest value.
+_HEADROOM = 3
+
 
 def draw_front(result: SearchResult, stem: Path) -> tuple[Path, Path]:
     """Writes `stem`.png and `stem`.svg and returns their paths; raises CheckpointError when they cannot be written."""
@@ -34,6 +37,7 @@ def front_figure(result: SearchResult) -> "Figure":
     smallest = min((point.kl for point in result.front if point.kl > 0), default=None)
     if smallest is not None:
         divergence.set_yscale("symlog", linthresh=smallest)  # zero, of the dense model, is on the front
+        divergence.set_ylim(0, _HEADROOM * max(point.kl for point in result.front))
     divergence.legend(loc="upper right", frameon=False, fontsize="small")
     figure.suptitle(f"sums of what each choice loses alone, untrained; {result.images} images", fontsize="medium")
     return figure
