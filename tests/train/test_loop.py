@@ -7,67 +7,17 @@ from typing import Any
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from reparam.errors import DataError, OptionError, TrainError
-from reparam.ops.routing import Router
+from reparam.errors import DataError, OptionError
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, image_format, make_loaders
 from reparam.train.evaluate import evaluate_model
 from reparam.train.loop import Trainer
-from reparam.train.progress import EpochReport, Silent, StepReport
+from reparam.train.progress import StepReport
+from tests.train.loops import CPU, PLAIN, Notes, Routed, fixed, linear_problem, loaders, trainer
 from tests.train.pico import pico_vit
-
-CPU = torch.device("cpu")
-PLAIN = TrainSettings(epochs=2, batch_size=6, workers=0, lr=3e-3, no_aug=True, distill_loss_weight=0.0)
-
-
-class Notes(Silent):
-    """Keeps every report."""
-
-    def __init__(self) -> None:
-        self.steps: list[StepReport] = []
-        self.epochs: list[EpochReport] = []
-
-    def step(self, step: StepReport) -> None:
-        self.steps.append(step)
-
-    def epoch_finished(self, epoch: EpochReport) -> None:
-        self.epochs.append(epoch)
-
-
-class Routed(nn.Module):
-    """A linear model of (B, 1, 8, 8) images behind a router."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.router, self.head = Router(64, init="normal"), nn.Linear(64, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = images.flatten(1)
-        logits: Tensor = self.head(tokens * self.router(tokens).gate)
-        return logits
-
-
-def loaders(data: DataSettings, settings: TrainSettings = PLAIN) -> Loaders:
-    image = image_format(data, input_size=(1, 8, 8))
-    return make_loaders(data, settings, image=image, num_classes=3, device=CPU)
-
-
-def trainer(model: nn.Module, data: DataSettings, settings: TrainSettings = PLAIN, **options: Any) -> Trainer:
-    return Trainer(model, loaders(data, settings), settings=settings, num_classes=3, device=CPU, **options)
-
-
-def fixed(*batches: tuple[Tensor, Tensor]) -> Loaders:
-    """Loaders that give the same batches each epoch, for training and for evaluation."""
-    return Loaders(train=list(batches), val=list(batches))
-
-
-def linear_problem(images: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(images, 6, generator=generator), torch.randint(4, (images,), generator=generator)
 
 
 def test_two_epochs_learn_the_images(make_vit: Callable[..., VisionTransformer], data: DataSettings) -> None:
@@ -188,60 +138,6 @@ def test_a_model_that_training_only_harms_keeps_its_start_as_the_best() -> None:
     assert fit.best_epoch == 0
 
 
-def test_a_loss_that_is_not_finite_names_its_stage_epoch_and_step(data: DataSettings) -> None:
-    images, labels = linear_problem(8)
-    bad = images.clone()
-    bad[0, 0] = float("inf")
-    saved: list[bool] = []
-    run = Trainer(
-        nn.Linear(6, 4),
-        Loaders(train=[(images, labels), (images, labels), (bad, labels)], val=[(images, labels)]),
-        settings=replace(PLAIN, log_interval=50),
-        num_classes=4,
-        device=CPU,
-        stage="shift",
-        save=lambda model, *, is_best: saved.append(is_best),
-    )
-    with pytest.raises(TrainError, match=r'stage "shift", epoch 1, step 3: the loss is (nan|inf)') as caught:
-        run.fit()
-    assert "the images: image 0 of the batch is the first that holds infinity" in str(caught.value)
-    assert saved == [True]  # the start; nothing of the broken epoch
-
-
-@pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize("bad", [0, 1])
-def test_a_bad_micro_batch_ends_the_run_before_it_reaches_the_weights(clip: float | None, bad: int) -> None:
-    images, labels = linear_problem(8)
-    batches = [(images.clone(), labels) for _ in range(2)]
-    batches[bad][0][0, 0] = float("nan")
-    settings = replace(PLAIN, grad_accum_steps=2, clip_grad=clip)
-    model = nn.Linear(6, 4)
-    before = copy.deepcopy(model.state_dict())
-    loaders = Loaders(train=batches, val=[(images, labels)])
-    with pytest.raises(TrainError, match="step 1: the loss is nan"):
-        Trainer(model, loaders, settings=settings, num_classes=4, device=CPU).fit()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-class Spoilt(nn.Module):
-    """Divides by zero in a layer that has a name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm, self.head = nn.Linear(6, 6), nn.LogSoftmax(dim=0), nn.Linear(6, 4)
-        self.norm.forward = lambda x: x / 0  # type: ignore[method-assign]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.stem(x)))
-
-
-def test_the_layer_that_is_first_not_finite_is_named() -> None:
-    images, labels = linear_problem(8)
-    loaders = Loaders(train=[(images, labels)], val=[(images, labels)])
-    with pytest.raises(TrainError, match=r"the loss is nan, so training cannot go on; norm: its output holds"):
-        Trainer(Spoilt(), loaders, settings=PLAIN, num_classes=4, device=CPU).fit()
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("make", [pico_vit, Routed])
 def test_a_compiled_model_trains_like_one_that_is_not(
@@ -260,23 +156,6 @@ def test_a_compiled_model_trains_like_one_that_is_not(
     assert other.epochs[0].mult_share.keys() == one.epochs[0].mult_share.keys()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-3, atol=1e-5)
-
-
-def test_the_start_of_a_mixture_is_not_kept_though_it_is_better(data: DataSettings) -> None:
-    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
-    model = Routed()
-    right = model(images).argmax(dim=1)
-    loaders = Loaders(train=[(images, labels)], val=[(images, right)])
-    settings = replace(PLAIN, opt="momentum", lr=1.0, epochs=2)
-    saved: list[bool] = []
-    run = Trainer(
-        model, loaders, settings=settings, num_classes=3, device=CPU, save=lambda _, *, is_best: saved.append(is_best)
-    )
-    fit = run.fit()
-    assert fit.before.top1 == 100 > fit.epochs[0].evaluation.top1
-    assert fit.best_epoch == 1
-    assert fit.best == fit.epochs[0].evaluation
-    assert saved[:2] == [True, True]
 
 
 def test_an_interrupt_leaves_the_saves_of_the_epochs_before(data: DataSettings) -> None:
@@ -313,38 +192,6 @@ def test_steps_are_told_at_each_interval_and_at_the_end_of_the_epoch(data: DataS
     assert notes.steps[-1].seconds_left == 0
     assert all(0 <= s.top1 <= 100 and s.images_per_second > 0 for s in notes.steps)
     assert all(later.lr < earlier.lr for earlier, later in pairwise(notes.steps))
-
-
-def test_routers_are_trained_by_the_balance_loss_and_their_shares_told_per_layer(data: DataSettings) -> None:
-    model, notes = Routed(), Notes()
-    start = model.router.weight.detach().clone()
-    trainer(model, data, replace(PLAIN, task_loss_weight=0.0, weight_decay=0.0), progress=notes).fit()
-    assert not torch.equal(model.router.weight, start)
-    report = notes.epochs[0]
-    assert report.balance_loss is not None
-    assert report.train_loss == pytest.approx(0.01 * report.balance_loss)
-    assert list(report.mult_share) == list(report.evaluation.mult_share) == ["router"]
-    assert not model.router._forward_hooks
-
-
-def test_the_noise_of_routers_falls_with_the_share_of_updates_made(data: DataSettings) -> None:
-    model, seen = Routed(), []
-    model.router.register_forward_pre_hook(lambda router, _: seen.append(router.sigma) if router.training else None)
-    run = trainer(model, data, replace(PLAIN, grad_accum_steps=2))
-    run.fit()
-    total, router = run.updates, Router(64)
-    for update in range(total):
-        router.set_noise_(update / total)
-        assert seen[2 * update : 2 * update + 2] == [router.sigma] * 2
-    assert (total, len(seen)) == (6, 12)
-
-
-def test_without_routers_there_is_no_balance_loss(
-    make_vit: Callable[..., VisionTransformer], data: DataSettings
-) -> None:
-    fit = trainer(make_vit(), data).fit()
-    assert fit.epochs[0].balance_loss is None
-    assert fit.epochs[0].mean_mult_share is None
 
 
 def test_mixup_trains_and_counts_accuracy_by_the_labels(
