@@ -30,7 +30,7 @@ class Inverse:
 
 
 def factored_inverse(hessian: Tensor, *, damping: float = DAMPING) -> Inverse:
-    """Inverts Hessians (G, n, n) after adding `damping` of their mean diagonal, ten times more while one is singular.
+    """Inverts finite Hessians (G, n, n) after adding `damping` of their mean diagonal, ten times more while singular.
 
     An input that was never anything but 0 has no row in H: it gets a 1 on the diagonal, and its weights are rounded as
     they are.

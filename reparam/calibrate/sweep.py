@@ -41,7 +41,7 @@ def calibrate_(
         progress: told after each layer.
         journal: where finished layers are kept, and taken from.
     Raises:
-        DataError: too few images.
+        DataError: too few images, or numbers on the way that are not finite.
     """
     if len(images) < FEWEST_IMAGES:
         raise DataError(f"calibration: wanted at least {FEWEST_IMAGES} images, got {len(images)}; 128 is a good number")
@@ -93,9 +93,15 @@ def _calibrated(path: str, layer: ShiftProduct, converted: Prefix, dense: Prefix
     sums = MomentSums(layer)
     for (x, _), (_, y) in zip(converted.at(path), dense.at(path), strict=True):
         sums.add(x, y)
+    moments = sums.moments()
+    if not all(sum_.isfinite().all() for sum_ in (moments.hessian, moments.cross, moments.power)):
+        raise DataError(
+            f"calibration: {path} is given or makes numbers that are not finite on these images; look for them in the "
+            "weights and the images, or keep the layer dense by a rule"
+        )
     weight = dense.model.get_submodule(path).weight
     assert isinstance(weight, Tensor)
-    found = reconstruct(layer, weight, sums.moments())
+    found = reconstruct(layer, weight, moments)
     put_(layer, found)
     return LayerFit(
         path=path,

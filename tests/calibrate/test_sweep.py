@@ -130,6 +130,18 @@ def test_too_few_images_are_refused() -> None:
         calibrate_(model, dense, images(5))
 
 
+@pytest.mark.parametrize("options", [{}, {"activation_bits": 8}], ids=str)
+def test_numbers_that_are_not_finite_end_it_with_the_layer_that_meets_them_first(options: dict[str, Any]) -> None:
+    """A Hessian of NaN has no inverse, however much it is damped."""
+    model, dense = pair(**options)
+    pictures = images(32)
+    pictures[3, 0, 2, 2] = torch.inf
+    with pytest.raises(
+        DataError, match=r"calibration: patch_embed\.proj is given or makes numbers that are not finite"
+    ):
+        calibrate_(model, dense, pictures)
+
+
 class Idle(nn.Module):
     """Its second layer runs only for small inputs."""
 
