@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from reparam.api.find_lr import find_lr as find_lr
     from reparam.api.finetune import FinetuneResult as FinetuneResult
     from reparam.api.finetune import finetune as finetune
+    from reparam.api.lower import Lowering as Lowering
+    from reparam.api.lower import lower as lower
     from reparam.api.models import list_models as list_models
     from reparam.api.models import model_families as model_families
     from reparam.api.plan import plan as plan
@@ -77,6 +79,7 @@ _HOME = {
     "Examination": "reparam.survey.records",
     "Explanation": "reparam.graph.explanation",
     "FinetuneResult": "reparam.api.finetune",
+    "Lowering": "reparam.api.lower",
     "Measured": "reparam.cost.measurement",
     "Measurement": "reparam.cost.measurement",
     "MemoryLevels": "reparam.cost.energy_table",
@@ -108,6 +111,7 @@ _HOME = {
     "list_recipes": "reparam.api.recipes",
     "load": "reparam.checkpoint.load",
     "load_recipe": "reparam.api.recipes",
+    "lower": "reparam.api.lower",
     "model_families": "reparam.api.models",
     "plan": "reparam.api.plan",
     "profile": "reparam.api.profile",

@@ -11,6 +11,7 @@ ReparamError
 ├── DataError          a data set that is missing or does not fit the model
 ├── CostError          prices that cannot be found or read, or a cost that cannot be worked out
 ├── BudgetError        a budget that cannot be read, or that no choice of operators meets
+├── BackendError       a model that a backend cannot take, or a backend that is not to be had here
 └── TrainError         a training run that cannot go on
 """
 
@@ -57,6 +58,10 @@ class CostError(ReparamError):
 
 class BudgetError(ReparamError):
     """A budget that cannot be read, or that no choice of operators meets."""
+
+
+class BackendError(ReparamError):
+    """A model that a backend cannot take, or a backend that is not to be had here."""
 
 
 class TrainError(ReparamError):

@@ -20,6 +20,7 @@ from reparam.checkpoint.record import CONFIG_NAME, WEIGHTS_NAME, Base, Golden, H
 from reparam.checkpoint.tensors import packed
 from reparam.errors import CheckpointError
 from reparam.graph.provenance import Provenance, provenance_of, unwrapped
+from reparam.lowering.base import LoweredModule
 from reparam.models.inputs import InputSpec, input_specs
 from reparam.models.known import is_timm, spec_of
 from reparam.models.spec import CONVERTED_PREFIX, ModelSpec
@@ -82,6 +83,7 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def _record(
     model: nn.Module, *, example_input: Tensor | Sequence[Any] | None, extra: dict[str, Any]
 ) -> tuple[Record, dict[str, Tensor]]:
+    _refuse_lowered(model)
     provenance = provenance_of(model)
     spec = _dense_spec(model) if provenance is None else provenance.spec
     tensors, tied = packed(model)
@@ -118,6 +120,15 @@ def _dense_spec(model: nn.Module) -> ModelSpec:
             "not be loaded again. Save the model that reparam.convert returned."
         )
     return spec_of(model)
+
+
+def _refuse_lowered(model: nn.Module) -> None:
+    lowered = [name for name, module in model.named_modules() if isinstance(module, LoweredModule)]
+    if lowered:
+        raise CheckpointError(
+            f"the model is lowered for inference ({lowered[0]} is), and a lowered model is not saved. Save the "
+            "converted model, and lower it again after loading."
+        )
 
 
 def _golden(

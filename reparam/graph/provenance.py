@@ -41,6 +41,11 @@ def attach(model: nn.Module, provenance: Provenance) -> None:
     vars(unwrapped(model))[_ATTRIBUTE] = provenance
 
 
+def detach(model: nn.Module) -> None:
+    """Makes the model forget its making, for one that can no longer be rebuilt from it."""
+    vars(unwrapped(model)).pop(_ATTRIBUTE, None)
+
+
 def provenance_of(model: nn.Module) -> Provenance | None:
     """What `attach` stored on the model, or on the model inside a DDP or torch.compile wrapper."""
     found = vars(unwrapped(model)).get(_ATTRIBUTE)

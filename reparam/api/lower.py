@@ -1,0 +1,44 @@
+"""`reparam.lower`: an inference-only copy of a converted model, in the forms of one backend."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from reparam.checkpoint.load import load
+from reparam.graph.provenance import detach, unwrapped
+from reparam.lowering.base import LoweredLayer, LoweringSettings
+from reparam.lowering.lower import lowered_copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowering:
+    """A lowered model, the backend that it is for, and what became of each module that has a form of its own."""
+
+    model: nn.Module
+    backend: str
+    layers: tuple[LoweredLayer, ...]
+
+
+def lower(
+    model: nn.Module | str | Path,
+    backend: str,
+) -> Lowering:
+    """Returns a copy of a converted model for inference only, as fast as a backend can make it.
+
+    The copy is in eval mode, takes no gradient, and cannot be saved: save the converted model and lower it again. It
+    may be given to `torch.compile`, which fuses what stands between the products.
+
+    Args:
+        model: a converted model, or the folder of one.
+        backend: "float32" (the same values, weights rounded once) or "bf16" (shift weights are exact in it).
+
+    Raises:
+        BackendError: an unknown backend, one that is not for the model's device, or layers that it cannot take, with
+            their paths.
+        CheckpointError: a folder that is not an intact checkpoint.
+    """
+    source = load(model) if isinstance(model, str | Path) else unwrapped(model)
+    lowered, layers = lowered_copy(source, backend, LoweringSettings())
+    detach(lowered)
+    return Lowering(model=lowered, backend=backend, layers=layers)
