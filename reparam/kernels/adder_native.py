@@ -13,17 +13,15 @@ from torch.nn import functional as F
 from reparam.kernels.geometry import Geometry
 from reparam.kernels.native import native_library
 
-_NAME = "adder"
-
 
 def is_available() -> bool:
     """Whether the kernel can be had on this machine; builds it when it was not yet."""
-    return native_library(_NAME) is not None
+    return _library() is not None
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Returns y (B, OH, OW, G * O) of images x (B, H, W, G * I) and a weight (G * O, I, KH, KW)."""
-    library = native_library(_NAME)
+    library = _library()
     assert library is not None
     padded = geometry.padded(x)
     width = _rounded(geometry.out_channels, library)
@@ -43,7 +41,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Returns gx (B, H, W, G * I) of a gradient (B, OH, OW, G * O)."""
-    library = native_library(_NAME)
+    library = _library()
     assert library is not None
     width = _rounded(geometry.in_channels, library)
     unused = width - geometry.in_channels
@@ -61,6 +59,10 @@ def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geomet
         torch.get_num_threads(),
     )  # fmt: skip
     return out[..., : geometry.in_channels].flatten(3).contiguous()
+
+
+def _library() -> ctypes.CDLL | None:
+    return native_library("adder", "-ffp-contract=fast")
 
 
 def _around(geometry: Geometry, margin: list[int], axis: int) -> tuple[int, int]:

@@ -64,6 +64,11 @@ class Geometry:
         """Of the output (B, OH, OW, groups * O)."""
         return self.batch, *self.output, self.groups * self.out_channels
 
+    @property
+    def pixels(self) -> int:
+        """Of all outputs together."""
+        return self.batch * self.output[0] * self.output[1]
+
     def padded(self, x: Tensor) -> Tensor:
         """The images with zeros around them, contiguous."""
         rows, columns = self.padding

@@ -15,19 +15,22 @@ import tempfile
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 _COMPILERS = ("g++", "clang++", "c++")
 #: Compiling takes seconds; a compiler that hangs must not hang the training.
 _TIMEOUT = 300
 
 
 @functools.cache
-def native_library(name: str) -> ctypes.CDLL | None:
-    """The compiled `name`.cpp of this room; None, with one warning that says why, where it cannot be had."""
+def native_library(name: str, *flags: str) -> ctypes.CDLL | None:
+    """The compiled `name`.cpp of this room; None, with one warning that says why, where it cannot be had.
+
+    `flags` are the source's own; one that is compared bit for bit says what compilers may do to its floats.
+    """
     if os.environ.get("REPARAM_NATIVE") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_built(Path(__file__).with_name(f"{name}.cpp"))))
+        return ctypes.CDLL(str(_built(Path(__file__).with_name(f"{name}.cpp"), flags)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
         detail = getattr(error, "stderr", None) or str(error)
         if isinstance(detail, bytes):  # a timeout's, whatever `text` says
@@ -41,16 +44,16 @@ def native_library(name: str) -> ctypes.CDLL | None:
         return None
 
 
-def _built(source: Path) -> Path:
-    compiler = _compiler()
-    recipe = "\0".join((source.read_text(encoding="utf-8"), compiler, *_FLAGS, _machine()))
+def _built(source: Path, own: tuple[str, ...]) -> Path:
+    compiler, flags = _compiler(), (*_FLAGS, *own, "-fopenmp")
+    recipe = "\0".join((source.read_text(encoding="utf-8"), compiler, *flags, _machine()))
     target = _cache() / f"{source.stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         # Compiled beside its target and renamed: processes that build at once do not meet half a file.
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             draft = Path(folder) / target.name
-            command = [compiler, *_FLAGS, "-fopenmp", str(source), "-o", str(draft)]
+            command = [compiler, *flags, str(source), "-o", str(draft)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
             draft.replace(target)
     return target

@@ -1,0 +1,115 @@
+"""Matrix products of int8 activation codes and packed int16 weights as torch operators, opaque to a compiler.
+
+On a CPU integer.cpp runs them, elsewhere or without a compiler `integer_reference`, with the same bits. What is
+rounded how, and what becomes of numbers that are not finite, is said there. The caller has checked that no sum leaves
+32 bits: sum_i |w[o, i]| * 128 < 2**31 is enough.
+"""
+
+import torch
+from torch import Tensor
+
+from reparam.errors import ReparamError
+from reparam.kernels import integer_native, integer_reference
+from reparam.kernels.integer_weight import pack_weight, require_packed, unpack_weight
+
+__all__ = ["grouped_integer_linear", "integer_linear", "integer_matmul", "pack_weight"]
+
+
+@torch.library.custom_op("reparam::integer_matmul", mutates_args=())
+def integer_matmul(codes: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    """Returns codes (M, I) int8 times a packed weight (O, I): (M, O) int32, exact.
+
+    Raises:
+        ReparamError: the weight is packed for other sizes.
+    """
+    require_packed(packed, outputs=out_features, inputs=codes.shape[1])
+    if _suits_native(codes):
+        return integer_native.matmul(codes, packed, out_features)
+    return integer_reference.matmul(codes, unpack_weight(packed, out_features, codes.shape[1]))
+
+
+@integer_matmul.register_fake
+def _fake_matmul(codes: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    return codes.new_empty(codes.shape[0], out_features, dtype=torch.int32)
+
+
+@torch.library.custom_op("reparam::integer_linear", mutates_args=())
+def integer_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
+    """Rounds activations to int8 codes, multiplies them by an integer weight, and scales the sums.
+
+    Args:
+        x: (M, I) float32.
+        packed: the weight (O, I) by `pack_weight`.
+        scale: (O,) float32, of each output.
+        bias: (O,) float32.
+        step: of the codes, a power of two, float32 with one element; None: a power of two for each row.
+    Returns:
+        (M, O) float32. A row with a NaN gives NaN, and so does, without a step, one with an infinity.
+    Raises:
+        ReparamError: `x` is not float32, or the weight is packed for other sizes.
+    """
+    _require_float32(x)
+    require_packed(packed, outputs=len(scale), inputs=x.shape[1])
+    if _suits_native(x):
+        return integer_native.linear(x, packed, scale, bias, step)
+    return integer_reference.linear(x, unpack_weight(packed, len(scale), x.shape[1]), scale, bias, step)
+
+
+@integer_linear.register_fake
+def _fake_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], scale.shape[0])
+
+
+@torch.library.custom_op("reparam::grouped_integer_linear", mutates_args=())
+def grouped_integer_linear(
+    x: Tensor,
+    packed_pair: Tensor,
+    scales: Tensor,
+    biases: Tensor | None,
+    first: Tensor,
+    step: Tensor | None,
+) -> Tensor:
+    """`integer_linear` with two weights: tokens that are sorted by their expert, for a mixture of two.
+
+    Args:
+        x: (M, I) float32.
+        packed_pair: the weights (2, O, I) by `pack_weight`.
+        scales: (2, O) float32.
+        biases: (2, O) float32.
+        first: (1,) int64, how many rows, from the top, have weight 0; the others have weight 1.
+        step: as in `integer_linear`, with one element, or two for two grids.
+    Returns:
+        (M, O) float32.
+    Raises:
+        ReparamError: as in `integer_linear`.
+    """
+    _require_float32(x)
+    outputs, inputs = scales.shape[1], x.shape[1]
+    require_packed(packed_pair, 2, outputs=outputs, inputs=inputs)
+    split = int(first)
+    steps = (None, None) if step is None else step.flatten().expand(2).unbind()
+    out = x.new_empty(len(x), outputs)
+    for expert, rows in enumerate((slice(0, split), slice(split, None))):
+        packed, bias = packed_pair[expert], None if biases is None else biases[expert]
+        if _suits_native(x):
+            integer_native.linear_into(out[rows], x[rows], packed, scales[expert], bias, steps[expert])
+        else:
+            weight = unpack_weight(packed, outputs, inputs)
+            out[rows] = integer_reference.linear(x[rows], weight, scales[expert], bias, steps[expert])
+    return out
+
+
+@grouped_integer_linear.register_fake
+def _fake_grouped(
+    x: Tensor, packed_pair: Tensor, scales: Tensor, biases: Tensor | None, first: Tensor, step: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[0], scales.shape[1])
+
+
+def _require_float32(x: Tensor) -> None:
+    if x.dtype != torch.float32:
+        raise ReparamError(f"integer layers take float32, not {x.dtype}; convert the input, or leave autocast")
+
+
+def _suits_native(x: Tensor) -> bool:
+    return x.device.type == "cpu" and integer_native.is_available()

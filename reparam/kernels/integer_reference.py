@@ -1,0 +1,73 @@
+"""Integer products in plain torch, on any device; integer.cpp gives the same bits.
+
+    codes = clamp(round(x / step), -128, 127)                      ties to even
+    y     = float32(sum codes * w) * (step * scale) + bias         every operation rounded to float32, none fused
+
+Sums are taken in float64, exactly, for they stay below 2**53.
+"""
+
+import torch
+from torch import Tensor
+
+from reparam.kernels.geometry import Geometry
+
+_INFINITY = 0x7F800000  # bits of a float32, whose magnitudes are ordered as integers
+_NAN = float("nan")
+
+
+def quantise(x: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rounds rows of numbers to int8 codes.
+
+    Args:
+        x: (N, K) float32.
+        step: a power of two, float32 with one element; or None: each row gets the smallest 2**e, with e at least -126,
+            that has 127 * 2**e >= max |row|.
+    Returns:
+        Codes (N, K) int8, and the steps (N, 1). A step is NaN where the row holds a NaN, or, without a step that was
+        given, an infinity: so that nothing that is made of the row looks like a number. With one, infinities saturate.
+    """
+    largest = (x.view(torch.int32) & 0x7FFFFFFF).amax(1, keepdim=True) if x.numel() else x.new_zeros(len(x), 1).int()
+    if step is None:
+        # m = 1.f * 2**k wants e = k - 6, and one more above 127 * 2**(k - 6): adding carries into the exponent then.
+        power = (largest.clamp_max(_INFINITY) + 0x1FFFF) & _INFINITY
+        steps = (power - (6 << 23)).clamp_min(1 << 23).view(torch.float32)
+        steps = steps.masked_fill(largest >= _INFINITY, _NAN)
+    else:
+        steps = step.reshape(1, 1).expand(len(x), 1).masked_fill(largest > _INFINITY, _NAN)
+    codes = (x * steps.reciprocal()).clamp(-128, 127).round().nan_to_num(0.0)
+    return codes.to(torch.int8), steps
+
+
+def matmul(codes: Tensor, weight: Tensor) -> Tensor:
+    """Returns codes (M, I) int8 times a weight (O, I): (M, O) int32."""
+    return _sums(codes, weight).to(torch.int32)
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
+    """Returns y (M, O) of x (M, I), a weight (O, I), scale (O,) and bias (O,), all float32 but the integer weight."""
+    codes, steps = quantise(x, step)
+    return _scaled(_sums(codes, weight), steps, scale, bias)
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Returns y (B, OH, OW, G * O) of images x (B, H, W, G * I) and a weight (G, O, KH, KW, I); steps are images'."""
+    codes, steps = quantise(x.flatten(1), step)
+    padded = geometry.padded(codes.view(x.shape))
+    sums = x.new_zeros(geometry.groups, geometry.pixels, geometry.out_channels, dtype=torch.float64)
+    for i in range(geometry.kernel[0]):
+        for j in range(geometry.kernel[1]):
+            pixels = geometry.tap(padded, i, j).reshape(geometry.pixels, geometry.groups, geometry.in_channels)
+            sums += _sums(pixels.transpose(0, 1), weight[:, :, i, j])
+    rows = sums.transpose(0, 1).reshape(*geometry.output_shape)
+    return _scaled(rows, steps.view(-1, 1, 1, 1), scale, bias)
+
+
+def _sums(codes: Tensor, weight: Tensor) -> Tensor:
+    return codes.double() @ weight.double().mT
+
+
+def _scaled(sums: Tensor, steps: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    out = sums.float() * (steps * scale)
+    return out if bias is None else out + bias

@@ -1,0 +1,57 @@
+"""Integer layers number by number: exact Python numbers for codes and sums, and numpy's float32 for what is rounded.
+
+Also the backends that must agree with it: each compiled form that this machine can run, and plain torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam.kernels import integer_native
+from reparam.kernels.native import native_library
+
+#: Flags that leave the compiler fewer instructions than this machine has; on others than x86 they build nothing.
+_FLAGS = {"native": (), "avx2": ("-mno-avx512f",), "plain": ("-mno-avx2",)}
+BACKENDS = (*_FLAGS, "torch")
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Runs the operators by this backend; without a compiler, by plain torch."""
+    library = None if backend == "torch" else native_library("integer", "-ffp-contract=off", *_FLAGS[backend])
+    with patch.object(integer_native, "_library", partial(lambda found: found, library)):
+        yield
+
+
+def step_of(row: list[float]) -> float:
+    """The smallest power of two, at least 2**-126, whose 127-fold reaches every magnitude."""
+    exponent = -126
+    while 127 * 2.0**exponent < max(map(abs, row), default=0.0):
+        exponent += 1
+    return 2.0**exponent
+
+
+def codes_of(row: list[float], step: float) -> list[int]:
+    """Python rounds ties to even; a quotient by a power of two is exact."""
+    return [max(-128, min(127, round(max(-1e3, min(1e3, value / step))))) for value in row]
+
+
+def scaled(sums: Tensor, step: float, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Float32 of integer sums (..., O), in the order that is promised."""
+    y = sums.numpy().astype(np.float32) * (np.float32(step) * scale.numpy())
+    return torch.from_numpy(y if bias is None else y + bias.numpy())
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
+    """Of finite x (M, I) and a weight (O, I)."""
+    rows = []
+    for row in x.tolist():
+        own = step_of(row) if step is None else float(step)
+        sums = torch.tensor(codes_of(row, own)) @ weight.long().T
+        rows.append(scaled(sums, own, scale, bias))
+    return torch.stack(rows) if rows else x.new_empty(0, len(weight))
