@@ -7,8 +7,10 @@ from torch import nn
 
 from reparam.checkpoint.load import load
 from reparam.graph.provenance import detach, unwrapped
-from reparam.lowering.base import LoweredLayer, LoweringSettings
+from reparam.lowering.base import Experts, LoweredLayer, LoweringSettings
 from reparam.lowering.lower import lowered_copy
+from reparam.lowering.ranges import input_ranges
+from reparam.trace.probe import ExampleInput, as_arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,10 @@ class Lowering:
 
 def lower(
     model: nn.Module | str | Path,
-    backend: str,
+    backend: str = "int8",
+    *,
+    calibration: ExampleInput | None = None,
+    experts: Experts = "int8",
 ) -> Lowering:
     """Returns a copy of a converted model for inference only, as fast as a backend can make it.
 
@@ -31,7 +36,12 @@ def lower(
 
     Args:
         model: a converted model, or the folder of one.
-        backend: "float32" (the same values, weights rounded once) or "bf16" (shift weights are exact in it).
+        backend: "int8" (CPU; integer products), "bf16" (shift weights are exact in it), or "float32" (the same values,
+            weights rounded once).
+        calibration: real inputs. Inputs of integer products then have one fixed step for each layer, a power of two
+            that covers what these inputs reach; otherwise each token, or each image of a convolution, has a step of
+            its own, found as it comes. Layers with `activation_bits` keep their step either way.
+        experts: of "int8": whether a mixture's multiply experts have int8 weights, or stay in float32.
 
     Raises:
         BackendError: an unknown backend, one that is not for the model's device, or layers that it cannot take, with
@@ -39,6 +49,7 @@ def lower(
         CheckpointError: a folder that is not an intact checkpoint.
     """
     source = load(model) if isinstance(model, str | Path) else unwrapped(model)
-    lowered, layers = lowered_copy(source, backend, LoweringSettings())
+    ranges = {} if calibration is None else input_ranges(source, as_arguments(calibration))
+    lowered, layers = lowered_copy(source, backend, LoweringSettings(ranges=ranges, experts=experts))
     detach(lowered)
     return Lowering(model=lowered, backend=backend, layers=layers)

@@ -58,8 +58,10 @@ def widths(layer: nn.Module) -> tuple[int, int]:
     """Channels in and out."""
     if isinstance(layer, nn.Conv2d):
         return layer.in_channels, layer.out_channels
-    assert isinstance(layer, nn.Linear | ShiftLinear)
-    return layer.in_features, layer.out_features
+    width, outputs = layer.in_features, layer.out_features
+    assert isinstance(width, int)
+    assert isinstance(outputs, int)
+    return width, outputs
 
 
 def count_dense(layer: nn.Module, tokens: int) -> OpCount:

@@ -35,9 +35,7 @@ class FixedPoint(nn.Module):
 
     def step(self) -> Tensor:
         """Returns the grid's step 2**-f, a float32 scalar."""
-        needed = self.absmax.float().clamp_min(2.0**-100) / self.largest
-        exponent = exponent_of(needed)
-        return power_of_two(exponent + (power_of_two(exponent) < needed))
+        return grid_step(self.absmax, self.largest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rounds `x` (any shape); computed in float32 even under autocast, because 16-bit grids overflow float16."""
@@ -59,6 +57,13 @@ class FixedPoint(nn.Module):
     def extra_repr(self) -> str:
         """Width and rounding, for `repr`."""
         return f"bits={self.bits}, rounding={self.rounding}"
+
+
+def grid_step(absmax: Tensor, largest: int) -> Tensor:
+    """Returns the smallest power of two of which `largest` steps reach `absmax`; float32 scalars."""
+    needed = absmax.float().clamp_min(2.0**-100) / largest
+    exponent = exponent_of(needed)
+    return power_of_two(exponent + (power_of_two(exponent) < needed))
 
 
 @torch.no_grad()

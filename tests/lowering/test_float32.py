@@ -12,26 +12,11 @@ from reparam.errors import BackendError, CheckpointError
 from reparam.lowering.base import LoweredModule, LoweringSettings
 from reparam.lowering.lower import lowered_copy
 from reparam.lowering.plain import PlainShiftLinear
-from reparam.ops.base import OPERATORS, Example, Operator
+from reparam.ops.base import Example, Operator
 from reparam.ops.shift import ShiftLinear
 from reparam.ops.shift_weight import ShiftOptions
+from tests.lowering.operators import ACCEPTED, made
 from tests.pico import images, vit
-
-ACCEPTED = [
-    pytest.param(cls, example, id=f"{name}-{example.name}")
-    for name, cls in OPERATORS
-    for example in cls.examples()
-    if example.refusal is None
-]
-
-
-def made(cls: type[Operator], example: Example) -> Operator:
-    torch.manual_seed(0)
-    operator = cls.from_dense(example.dense(), example.site, example.options).eval()
-    for name, parameter in operator.named_parameters():
-        if name.startswith(("threshold", "token_conv")):
-            nn.init.normal_(parameter, std=0.3)  # they start at zero, where a lost one would not show
-    return operator
 
 
 @pytest.mark.parametrize(("cls", "example"), ACCEPTED)

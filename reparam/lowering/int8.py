@@ -1,0 +1,44 @@
+"""int8: integer products on a CPU, exact for the weights that a converted model has.
+
+Shift layers run on int16 weights and int8 inputs with int32 sums, by `reparam.kernels`; mixtures as grouped products of
+sorted tokens; binary attention in float32, where it is linear in the tokens. What was not converted stays as it is.
+"""
+
+import torch
+from torch import nn
+
+from reparam.lowering.base import Backend, backend
+from reparam.lowering.integer_experts import grouped_experts
+from reparam.lowering.integer_layers import IntegerShiftConv2d, IntegerShiftLinear, describe
+from reparam.lowering.plain import plain_attention
+from reparam.ops.binary_attention import BinaryLinearAttention
+from reparam.ops.moe import MoeMlp
+from reparam.ops.routed_layer import RoutedLayer
+from reparam.ops.shift import ShiftLinear
+from reparam.ops.shift_conv2d import ShiftConv2d
+
+
+@backend("int8", title="integer products, for CPUs")
+class Int8(Backend):
+    """Integer forms on a CPU."""
+
+    def form(self, module: nn.Module) -> tuple[nn.Module, str] | None:
+        """The integer form of an operator, or the plain one of an attention."""
+        met = self.settings.ranges
+        if isinstance(module, ShiftLinear):
+            linear = IntegerShiftLinear(module, met.get(module))
+            return linear, describe(linear)
+        if isinstance(module, ShiftConv2d):
+            conv = IntegerShiftConv2d(module, met.get(module))
+            return conv, describe(conv)
+        if isinstance(module, MoeMlp | RoutedLayer) and self.settings.experts == "int8":
+            if experts := grouped_experts(module, met):
+                return experts, "grouped integer products, the multiply expert's weights in int8"
+            return None
+        if isinstance(module, BinaryLinearAttention) and (plain := plain_attention(module)):
+            return plain, "binary attention in float32"
+        return None
+
+    def refuse(self, device: torch.device) -> str | None:
+        """It runs on CPUs."""
+        return None if device.type == "cpu" else f"runs on a CPU, and the model is on {device.type}"

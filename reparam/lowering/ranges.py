@@ -1,0 +1,41 @@
+"""The largest input magnitude that each layer meets in one run: what a static activation scale must cover."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.ops.adder_layer import AdderLayer
+from reparam.ops.shift_layer import ShiftLayer
+
+_OBSERVED = (ShiftLayer, AdderLayer, nn.Linear, nn.Conv2d)
+
+
+@torch.no_grad()
+def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Tensor]:
+    """Runs `model` in eval mode on real inputs; layers that meet nothing, as in an expert without tokens, are left out.
+
+    Args:
+        model: its training flags are put back.
+        inputs: arguments of its forward.
+    """
+    found: dict[nn.Module, Tensor] = {}
+
+    def observe(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if x.numel():
+            largest = x.detach().abs().amax().float()
+            found[module] = torch.maximum(found[module], largest) if module in found else largest
+
+    flags = [(module, module.training) for module in model.modules()]
+    hooks = [m.register_forward_pre_hook(observe) for m in model.modules() if isinstance(m, _OBSERVED)]
+    model.eval()
+    try:
+        model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, flag in flags:
+            module.training = flag
+    return found

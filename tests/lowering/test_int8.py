@@ -1,0 +1,184 @@
+"""int8: the integer reference bit for bit, the fake-quantised layer where its sums are exact, near values elsewhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import reparam
+from reparam.errors import BackendError
+from reparam.lowering.base import LoweringSettings
+from reparam.lowering.integer_experts import GroupedExperts
+from reparam.lowering.integer_layers import IntegerShiftLinear
+from reparam.lowering.integer_weight import shift_parts
+from reparam.lowering.lower import lowered_copy
+from reparam.ops.base import Example, Operator
+from reparam.ops.conv_form import ConvForm
+from reparam.ops.integer import shift_conv2d_integer, shift_linear_integer
+from reparam.ops.shift import ShiftLinear
+from reparam.ops.shift_conv2d import ShiftConv2d, ShiftConv2dOptions
+from reparam.ops.shift_weight import ShiftOptions
+from tests.lowering.operators import ACCEPTED, made
+from tests.pico import images, vit
+
+
+def lowered(module: nn.Module, **chosen: Any) -> nn.Module:
+    return lowered_copy(module, "int8", LoweringSettings(**chosen))[0]
+
+
+def linear(weight: Tensor, *, absmax: float = 8.0, **options: Any) -> ShiftLinear:
+    layer = ShiftLinear(weight, torch.randn(len(weight)), ShiftOptions(**options)).eval()
+    if options.get("activation_bits"):
+        layer.activation.absmax.fill_(absmax)  # type: ignore[union-attr,operator]
+    return layer
+
+
+@given(
+    rows=st.integers(1, 9), inputs=st.integers(1, 70), outputs=st.integers(1, 40), bits=st.integers(2, 5),
+    terms=st.integers(1, 3), absmax=st.floats(1e-3, 1e3), seed=st.integers(0, 2**20),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_a_linear_layer_with_8_bit_inputs_gives_the_integer_reference_and_the_fake_quantised_layer_bit_for_bit(
+    rows: int, inputs: int, outputs: int, bits: int, terms: int, absmax: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = linear(torch.randn(outputs, inputs), absmax=absmax, bits=bits, terms=terms, activation_bits=8)
+    layer.bias = None
+    x = absmax * torch.randn(rows, inputs)  # a good part saturates
+    out = lowered(layer)(x)
+    assert torch.equal(out, shift_linear_integer(layer, x).float())
+    if bits <= 4 and terms == 1:  # sums stay below 2**24, so float32 adds them exactly too
+        assert torch.equal(out, layer(x))
+
+
+@given(
+    size=st.integers(4, 9), kernel=st.sampled_from([1, 3]), stride=st.integers(1, 2), groups=st.sampled_from([1, 2, 6]),
+    seed=st.integers(0, 2**20),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_a_convolution_with_8_bit_inputs_gives_the_integer_reference_bit_for_bit(
+    size: int, kernel: int, stride: int, groups: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    dense = nn.Conv2d(6, 12 if groups < 6 else 6, kernel, stride, kernel // 2, groups=groups, bias=False)
+    options = ShiftConv2dOptions(bits=4, activation_bits=8)
+    layer = ShiftConv2d(dense.weight, None, ConvForm.of(dense), options).eval()
+    x = 4 * torch.randn(2, 6, size, size)
+    out = lowered(layer)(x)
+    assert torch.equal(out, shift_conv2d_integer(layer, x).float())
+    assert torch.equal(out, layer(x))
+
+
+def test_a_floored_grid_is_floored() -> None:
+    torch.manual_seed(0)
+    layer = linear(torch.randn(5, 8), absmax=2.0, bits=4, activation_bits=8, activation_rounding="floor")
+    x = torch.randn(6, 8)
+    assert torch.equal(lowered(layer)(x), layer(x))
+
+
+def wide(example: Example) -> bool:
+    return getattr(example.options, "activation_bits", 0) == 16
+
+
+@pytest.mark.parametrize(("cls", "example"), [case for case in ACCEPTED if not wide(case.values[1])])
+def test_every_operator_gives_values_near_its_own(cls: type[Operator], example: Example) -> None:
+    operator, inputs = made(cls, example), example.inputs()
+    out, wanted = lowered(operator)(*inputs), operator(*inputs)
+    assert out.shape == wanted.shape
+    assert (out - wanted).norm() <= 0.03 * wanted.norm()
+
+
+def test_inputs_without_a_grid_get_a_step_for_each_row() -> None:
+    torch.manual_seed(0)
+    layer, x = linear(torch.randn(8, 32)), torch.randn(4, 32) * torch.tensor([[1e-6], [1.0], [1e3], [0.0]])
+    out, wanted = lowered(layer)(x), layer(x)
+    error = ((out - wanted).norm(dim=1) / (wanted - layer.bias).norm(dim=1).clamp_min(1e-20))[:3]  # type: ignore[operator]
+    assert error.max() < 0.02
+    assert torch.equal(out[3], layer.bias)  # type: ignore[arg-type]
+
+
+def test_a_calibrated_step_covers_what_the_calibration_met_and_clips_beyond() -> None:
+    torch.manual_seed(0)
+    layer = linear(torch.eye(4), bits=4)
+    layer.bias = None
+    out = lowered(layer, ranges={layer: torch.tensor(3.0)})(torch.tensor([[3.0, 1.0, -9.0, 0.02]]))
+    assert out.tolist() == [[3.0, 1.0, -4.0, 0.03125]]  # steps of 2**-5: codes 96, 32, -128 (clipped) and 1
+
+
+def test_weights_that_one_int16_number_cannot_hold_are_split_into_parts_with_the_same_sum() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 40) * torch.exp2(-torch.randint(0, 24, (6, 40)).float())
+    layer = linear(weight, bits=6, activation_bits=8)
+    parts = shift_parts(layer)
+    assert len(parts) == 2
+    total = sum(part.values.double() * part.scale[:, None].double() for part in parts)
+    assert torch.equal(total, layer.weight.double())
+    x = torch.randn(3, 40)
+    torch.testing.assert_close(lowered(layer)(x), shift_linear_integer(layer, x, accumulator_bits=64).float())
+
+
+def test_many_large_weights_are_split_before_a_sum_can_leave_32_bits() -> None:
+    layer = linear(torch.ones(1, 2**12), absmax=1.0, bits=5, activation_bits=8)
+    with torch.no_grad():
+        layer.latent[0, 0] = 2.0**-13  # so that the ones are 2**13 in integers
+    assert [part.values.abs().max().item() for part in shift_parts(layer)] == [1, 2**6]
+    x = torch.full((1, 2**12), 0.9)
+    torch.testing.assert_close(lowered(layer)(x), layer(x))
+
+
+def test_a_range_that_would_need_too_many_products_is_refused_with_the_layer_and_a_way_out() -> None:
+    layer = linear(torch.exp2(-torch.arange(100.0)).repeat(2, 1), bits=8)
+    with pytest.raises(BackendError, match=r"^0: its weights span 100 exponents .*lower to float32"):
+        lowered(nn.Sequential(layer))
+
+
+def test_16_bit_inputs_are_refused_with_the_layer_and_a_way_out() -> None:
+    with pytest.raises(BackendError, match=r"^1: its inputs have 16 bits; convert with activation_bits = 8"):
+        lowered(nn.Sequential(nn.Identity(), linear(torch.eye(4), activation_bits=16)))
+
+
+def converted(recipe: str, build: Callable[[], nn.Module] = vit) -> nn.Module:
+    return reparam.convert(build(), recipe, example_input=images(), weights="none").model
+
+
+def test_a_mixture_runs_as_grouped_products_and_sends_tokens_where_its_router_does() -> None:
+    model = converted("shiftaddvit")
+    for name, parameter in model.named_parameters():
+        if "router" in name:
+            nn.init.normal_(parameter)
+    lowering = reparam.lower(model, "int8")
+    assert sum(isinstance(module, GroupedExperts) for module in lowering.model.modules()) == 2
+    out, wanted = lowering.model(images(8)), model(images(8))
+    assert (out - wanted).norm() < 0.05 * wanted.norm()
+    swapped = reparam.lower(model, "int8").model
+    for module in swapped.modules():
+        if isinstance(module, GroupedExperts):
+            module.router.weight.neg_()
+    assert (swapped(images(8)) - wanted).norm() > 2 * (out - wanted).norm()
+
+
+def test_multiply_experts_stay_in_float32_when_asked() -> None:
+    lowering = reparam.lower(converted("shiftaddvit"), "int8", experts="float32")
+    assert not any(isinstance(module, GroupedExperts) for module in lowering.model.modules())
+    assert any(isinstance(module, IntegerShiftLinear) for module in lowering.model.modules())
+    assert torch.isfinite(lowering.model(images())).all()
+
+
+def test_compiled_it_gives_the_same_values() -> None:
+    model = converted("shiftaddvit")
+    lowering = reparam.lower(model, "int8", calibration=images(8))
+    compiled = torch.compile(lowering.model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), lowering.model(images()))
+
+
+def test_a_calibration_leaves_the_converted_model_as_it_was() -> None:
+    model = converted("shiftaddvit").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lowering = reparam.lower(model, "int8", calibration=images(8))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {"fixed step" in layer.form for layer in lowering.layers if layer.type == "ShiftLinear"} == {True}
