@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reparam.api.demo import demo as demo
     from reparam.api.evaluate import evaluate as evaluate
     from reparam.api.explain import explain as explain
+    from reparam.api.export import export as export
     from reparam.api.find_lr import find_lr as find_lr
     from reparam.api.finetune import FinetuneResult as FinetuneResult
     from reparam.api.finetune import finetune as finetune
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from reparam.cost.energy_table import MemoryLevels as MemoryLevels
     from reparam.cost.measurement import Measured as Measured
     from reparam.cost.measurement import Measurement as Measurement
+    from reparam.exporting.base import Exported as Exported
     from reparam.graph.explanation import Explanation as Explanation
     from reparam.graph.records import Plan as Plan
     from reparam.ops.base import OPERATORS as OPERATORS
@@ -78,6 +80,7 @@ _HOME = {
     "Evaluation": "reparam.train.evaluate",
     "Examination": "reparam.survey.records",
     "Explanation": "reparam.graph.explanation",
+    "Exported": "reparam.exporting.base",
     "FinetuneResult": "reparam.api.finetune",
     "Lowering": "reparam.api.lower",
     "Measured": "reparam.cost.measurement",
@@ -105,6 +108,7 @@ _HOME = {
     "demo": "reparam.api.demo",
     "evaluate": "reparam.api.evaluate",
     "explain": "reparam.api.explain",
+    "export": "reparam.api.export",
     "find_lr": "reparam.api.find_lr",
     "finetune": "reparam.api.finetune",
     "list_models": "reparam.api.models",

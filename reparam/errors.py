@@ -12,6 +12,7 @@ ReparamError
 ├── CostError          prices that cannot be found or read, or a cost that cannot be worked out
 ├── BudgetError        a budget that cannot be read, or that no choice of operators meets
 ├── BackendError       a model that a backend cannot take, or a backend that is not to be had here
+├── ExportError        a model that a format cannot hold, or not as asked for
 └── TrainError         a training run that cannot go on
 """
 
@@ -62,6 +63,10 @@ class BudgetError(ReparamError):
 
 class BackendError(ReparamError):
     """A model that a backend cannot take, or a backend that is not to be had here."""
+
+
+class ExportError(ReparamError):
+    """A model that a format cannot hold, or not as asked for."""
 
 
 class TrainError(ReparamError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from reparam.checkpoint.golden import check_golden
+from reparam.checkpoint.packing import unpack_tensors
 from reparam.checkpoint.record import WEIGHTS_NAME, Head, Record, read_record
 from reparam.errors import CheckpointError
 from reparam.graph.provenance import Provenance, attach
@@ -25,7 +26,7 @@ _RESTORE = "Save the model again, or restore a copy."
 def load(
     folder: str | Path, *, base: nn.Module | Callable[[], nn.Module] | None = None, check: bool = True
 ) -> nn.Module:
-    """Loads the model that `save` wrote to `folder`, on the CPU and in eval mode.
+    """Loads the model that `save` or `export` wrote to `folder`, on the CPU and in eval mode.
 
     Args:
         base: the dense model, or a function that makes it, for models that timm does not know; it is not changed.
@@ -97,8 +98,10 @@ def _reset_head_(model: nn.Module, head: Head) -> None:
 
 def _fill_(model: nn.Module, record: Record, folder: Path, *, check: bool) -> None:
     path = folder / WEIGHTS_NAME
-    tensors = read_safetensors(path, error=CheckpointError, advice=_RESTORE)
-    alone = {name: tensor for name, tensor in tensors.items() if record.tied.get(name) not in tensors}
+    tensors = state = read_safetensors(path, error=CheckpointError, advice=_RESTORE)
+    if record.packed is not None:
+        state = unpack_tensors(tensors, record.packed, like=model.state_dict(), where=path)
+    alone = {name: tensor for name, tensor in state.items() if record.tied.get(name) not in state}
     assign_(model, alone, tied=record.tied, where=str(path), error=CheckpointError, advice=_RESTORE)
     if empty := on_meta(model):
         raise CheckpointError(

@@ -11,9 +11,11 @@ from reparam.graph.records import Plan
 from reparam.models.inputs import InputSpec
 from reparam.models.spec import ModelSpec
 from reparam.models.weights import WeightsRecord
+from reparam.ops.shift_packing import PackedShift
 from reparam.recipe.schema import Frozen, Recipe
 
 CHECKPOINT_FORMAT = 1
+PACKED_FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
@@ -47,12 +49,24 @@ class Head(Frozen):
     global_pool: str | None = None
 
 
+class Packed(Frozen):
+    """How the tensors of a packed model are read; `packing.py` says what they are called.
+
+    `shift` is by path of the shift layer, `int8` and `masks` (their shapes) by name of the tensor.
+    """
+
+    version: int = PACKED_FORMAT
+    shift: dict[str, PackedShift] = Field({})
+    int8: tuple[str, ...] = ()
+    masks: dict[str, tuple[int, ...]] = Field({})
+
+
 class Record(Frozen):
     """The `reparam` object of config.json.
 
     `plan` is None for a dense model. `inputs` is what the model was planned for. `tied` maps names to the name whose
     tensor they share and which alone need be in the file. `digest` is over the tensors in the file. Either `golden` or
-    `golden_missing_because` is given.
+    `golden_missing_because` is given. `packed` is None for a model whose tensors are in the file as they are.
     """
 
     format_version: int = CHECKPOINT_FORMAT
@@ -66,6 +80,7 @@ class Record(Frozen):
     digest: str
     golden: Golden | None = None
     golden_missing_because: str | None = None
+    packed: Packed | None = None
     extra: dict[str, Any] = Field({})
 
 
@@ -82,16 +97,22 @@ def read_record(folder: Path) -> Record:
             f'use the model "local-dir:{folder}".'
         )
     table = config["reparam"]
-    version = table.get("format_version") if isinstance(table, dict) else None
-    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"{folder}: checkpoint format {version} is newer than {CHECKPOINT_FORMAT}, the newest this version of "
-            "reparam reads. Upgrade reparam."
-        )
+    packed = table.get("packed") if isinstance(table, dict) else None
+    _refuse_newer(table, "format_version", CHECKPOINT_FORMAT, what="checkpoint format", folder=folder)
+    _refuse_newer(packed, "version", PACKED_FORMAT, what="packed format", folder=folder)
     try:
         return Record.model_validate(table)
     except ValidationError as error:
         raise CheckpointError(f"{folder}: config.json is damaged at {_first(error)}. Save the model again.") from error
+
+
+def _refuse_newer(table: object, key: str, newest: int, *, what: str, folder: Path) -> None:
+    version = table.get(key) if isinstance(table, dict) else None
+    if isinstance(version, int) and version > newest:
+        raise CheckpointError(
+            f"{folder}: {what} {version} is newer than {newest}, the newest this version of reparam reads. Upgrade "
+            "reparam."
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf  # not re-exported, but the only writer of timm's config.json
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 
 from reparam.atomic import atomic_folder, refuse_foreign, writing
 from reparam.checkpoint.golden import GoldenInputError, make_golden
-from reparam.checkpoint.record import CONFIG_NAME, WEIGHTS_NAME, Base, Golden, Head, Record
-from reparam.checkpoint.tensors import packed
+from reparam.checkpoint.packing import PackedTensors, unpack_tensors
+from reparam.checkpoint.record import CONFIG_NAME, WEIGHTS_NAME, Base, Golden, Head, Packed, Record
+from reparam.checkpoint.tensors import file_tensors
+from reparam.copying import copy_with
 from reparam.errors import CheckpointError
 from reparam.graph.provenance import Provenance, provenance_of, unwrapped
 from reparam.lowering.base import LoweredModule
 from reparam.models.inputs import InputSpec, input_specs
 from reparam.models.known import is_timm, spec_of
 from reparam.models.spec import CONVERTED_PREFIX, ModelSpec
+from reparam.models.state import assign_
 from reparam.models.weights import weights_digest
 from reparam.ops.base import Operator
 
@@ -62,7 +66,54 @@ def write_checkpoint(
 ) -> None:
     """Writes the two files of `save` into a folder that exists, for callers that make the whole folder atomic."""
     model = unwrapped(model)
-    record, tensors = _record(model, example_input=example_input, extra=dict(extra or {}))
+    _refuse_lowered(model)
+    tensors, tied = file_tensors(model)
+    if not _is_converted(model) and is_timm(model):
+        tensors |= {name: tensors[kept].clone() for name, kept in tied.items()}  # timm wants every name in the file
+    _write(model, draft, tensors, tied=tied, packed=None, example_input=example_input, extra=dict(extra or {}))
+
+
+def write_packed_checkpoint(
+    model: nn.Module, draft: Path, packed: PackedTensors, *, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a converted model's two files with the tensors that `pack_tensors` made of it.
+
+    Golden logits are those of the model as it will be loaded: narrower floats change them.
+    """
+    stored, tensors = copy_with(unwrapped(model), parameter=torch.clone), packed.tensors
+    state = unpack_tensors(tensors, packed.record, where=draft / WEIGHTS_NAME)
+    assign_(stored, state, tied=packed.tied, where=str(draft), error=CheckpointError, advice="")
+    extra = dict(extra or {})
+    _write(stored, draft, tensors, tied=packed.tied, packed=packed.record, example_input=None, extra=extra)
+
+
+def _write(
+    model: nn.Module,
+    draft: Path,
+    tensors: dict[str, Tensor],
+    *,
+    tied: Mapping[str, str],
+    packed: Packed | None,
+    example_input: Tensor | Sequence[Any] | None,
+    extra: dict[str, Any],
+) -> None:
+    provenance = provenance_of(model)
+    spec = _dense_spec(model) if provenance is None else provenance.spec
+    inputs, golden, missing = _golden(model, spec, provenance, example_input)
+    record = Record(
+        recipe=provenance.plan.recipe if provenance else None,
+        plan=provenance.plan if provenance else None,
+        stages=provenance.stages if provenance else None,
+        inputs=inputs,
+        base=_base(spec, provenance),
+        head=_head(model, spec),
+        tied=dict(tied),
+        digest=weights_digest(tensors),
+        golden=golden,
+        golden_missing_because=missing,
+        packed=packed,
+        extra=extra,
+    )
     config = json.dumps(_config(model, record), indent=2) + "\n"
     with writing(draft / CONFIG_NAME):
         (draft / CONFIG_NAME).write_text(config, encoding="utf-8")
@@ -80,36 +131,15 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(*((int(code[1]), os.strerror(int(code[1]))) if code else (str(error),))) from error
 
 
-def _record(
-    model: nn.Module, *, example_input: Tensor | Sequence[Any] | None, extra: dict[str, Any]
-) -> tuple[Record, dict[str, Tensor]]:
-    _refuse_lowered(model)
-    provenance = provenance_of(model)
-    spec = _dense_spec(model) if provenance is None else provenance.spec
-    tensors, tied = packed(model)
-    if not (provenance and provenance.plan.steps) and is_timm(model):
-        tensors |= {name: tensors[kept].clone() for name, kept in tied.items()}  # timm wants every name in the file
-    inputs, golden, missing = _golden(model, spec, provenance, example_input)
-    record = Record(
-        recipe=provenance.plan.recipe if provenance else None,
-        plan=provenance.plan if provenance else None,
-        stages=provenance.stages if provenance else None,
-        inputs=inputs,
-        base=_base(spec, provenance),
-        head=_head(model, spec),
-        tied=tied,
-        digest=weights_digest(tensors),
-        golden=golden,
-        golden_missing_because=missing,
-        extra=extra,
-    )
-    return record, tensors
-
-
 def _base(spec: ModelSpec, provenance: Provenance | None) -> Base:
     if provenance is None:
         return Base(spec=spec)
     return Base(spec=spec, weights=provenance.weights, digest=provenance.weights.sha256)
+
+
+def _is_converted(model: nn.Module) -> bool:
+    provenance = provenance_of(model)
+    return provenance is not None and bool(provenance.plan.steps)
 
 
 def _dense_spec(model: nn.Module) -> ModelSpec:

@@ -8,7 +8,7 @@ from reparam.errors import CheckpointError
 from reparam.models.state import aliases, on_meta
 
 
-def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def file_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors to write, and for each name left out the name whose tensor it shares.
 
     Tensors that can be written as they are, are not copied.

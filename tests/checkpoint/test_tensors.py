@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reparam.checkpoint.tensors import packed
+from reparam.checkpoint.tensors import file_tensors
 from reparam.errors import CheckpointError
 
 
@@ -17,14 +17,14 @@ class Holder(nn.Module):
 
 
 def written(tmp_path, model):
-    tensors, tied = packed(model)
+    tensors, tied = file_tensors(model)
     save_file(tensors, tmp_path / "w.safetensors")
     return load_file(tmp_path / "w.safetensors"), tied
 
 
 def test_plain_tensors_are_not_copied():
     model = nn.Linear(3, 2)
-    tensors, tied = packed(model)
+    tensors, tied = file_tensors(model)
     assert tensors["weight"].data_ptr() == model.weight.data_ptr()
     assert tied == {}
 
@@ -54,12 +54,12 @@ def test_a_transposed_tensor_is_kept_by_value(tmp_path):
 def test_tensors_that_overlap_are_refused(other):
     flat = torch.arange(10.0)
     with pytest.raises(CheckpointError, match="share a part of their memory"):
-        packed(Holder(a=flat[:4], b=flat[other]))
+        file_tensors(Holder(a=flat[:4], b=flat[other]))
 
 
 def test_a_tensor_without_data_is_refused():
     with pytest.raises(CheckpointError, match="2 tensors have no data, weight among them"):
-        packed(nn.Linear(3, 2, device="meta"))
+        file_tensors(nn.Linear(3, 2, device="meta"))
 
 
 def test_state_that_is_no_tensor_is_refused():
@@ -68,4 +68,4 @@ def test_state_that_is_no_tensor_is_refused():
             return {"step": 3}
 
     with pytest.raises(CheckpointError, match="_extra_state is no tensor"):
-        packed(Extra(3, 2))
+        file_tensors(Extra(3, 2))

@@ -1,0 +1,66 @@
+"""`reparam.export` on a run: where it writes, what it compares with, and what it leaves alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import reparam
+from reparam.errors import CheckpointError, ExportError, OptionError
+from reparam.models.build import build_model, build_spec
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    spec = build_spec("vit_tiny_patch16_224", num_classes=3, img_size=16, model_kwargs=sizes)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    reparam.convert(build_model(spec), "deepshift-q", out=folder)
+    return folder
+
+
+def test_a_run_is_packed_into_a_folder_of_its_own_beside_its_original(run: Path) -> None:
+    exported = reparam.export(run, "packed")
+    assert exported.out == str(run / "packed")
+    assert exported.source_bytes == (run / "model.safetensors").stat().st_size
+    assert exported.dense_bytes == (run / "dense" / "model.safetensors").stat().st_size
+    assert sorted(path.name for path in (run / "packed").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_packed_folder_is_a_model_like_any_other(run: Path) -> None:
+    reparam.export(run, "packed")
+    profile = reparam.profile(run / "packed", measure=False)
+    assert profile.file_bytes == (run / "packed" / "model.safetensors").stat().st_size
+    assert profile.dense is not None
+    assert profile.operations == reparam.profile(run, measure=False).operations
+
+
+def test_a_module_is_exported_where_it_is_told(run: Path, tmp_path: Path) -> None:
+    model = reparam.load(run)
+    exported = reparam.export(model, "packed", out=tmp_path / "out")
+    assert (exported.source_bytes, exported.dense_bytes) == (None, None)
+    with pytest.raises(ExportError, match="nothing says where to write this VisionTransformer; pass out="):
+        reparam.export(model, "packed")
+
+
+def test_the_run_itself_is_never_replaced(run: Path) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(ExportError, match="is what is exported, and would be replaced"):
+        reparam.export(run, "packed", out=run)
+    with pytest.raises(CheckpointError, match="holds a model that is not packed"):
+        reparam.export(run, "packed", out=run / "dense")
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_the_original_of_a_run_has_nothing_to_pack(run: Path) -> None:
+    with pytest.raises(ExportError, match="the model is not converted"):
+        reparam.export(run / "dense", "packed")
+    assert not (run / "dense" / "packed").exists()
+
+
+def test_options_are_read_before_the_model(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match='format packed has no option "opset"'):
+        reparam.export(tmp_path / "absent", "packed", opset=17)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        reparam.export(tmp_path / "absent", "packed")
