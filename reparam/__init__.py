@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from reparam.api.report import report as report
     from reparam.api.search import search as search
     from reparam.api.sensitivity import sensitivity as sensitivity
+    from reparam.api.verify import verify as verify
     from reparam.calibrate.records import Calibration as Calibration
     from reparam.calibrate.records import CalibrationStep as CalibrationStep
     from reparam.checkpoint.load import load as load
     from reparam.checkpoint.save import save as save
+    from reparam.compare.records import Difference as Difference
+    from reparam.compare.records import Verification as Verification
     from reparam.cost.energy import Energy as Energy
     from reparam.cost.energy_table import MemoryLevels as MemoryLevels
     from reparam.cost.measurement import Measured as Measured
@@ -75,6 +78,7 @@ _HOME = {
     "Coverage": "reparam.survey.records",
     "DataSettings": "reparam.recipe.data_settings",
     "DemoResult": "reparam.api.demo",
+    "Difference": "reparam.compare.records",
     "Energy": "reparam.cost.energy",
     "EpochReport": "reparam.train.progress",
     "Evaluation": "reparam.train.evaluate",
@@ -102,6 +106,7 @@ _HOME = {
     "StepReport": "reparam.train.progress",
     "SurveyStep": "reparam.survey.run",
     "TrainSettings": "reparam.recipe.settings",
+    "Verification": "reparam.compare.records",
     "check_recipe": "reparam.api.recipes",
     "convert": "reparam.api.convert",
     "coverage": "reparam.api.coverage",
@@ -124,6 +129,7 @@ _HOME = {
     "save": "reparam.checkpoint.save",
     "search": "reparam.api.search",
     "sensitivity": "reparam.api.sensitivity",
+    "verify": "reparam.api.verify",
 }
 
 

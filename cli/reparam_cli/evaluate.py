@@ -24,8 +24,8 @@ from reparam_cli.streams import only_results_on_stdout, plain, print_json
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="RUN|MODEL|FILE.onnx",
-        help="A folder that reparam wrote, a model by name, or an ONNX file.",
+        metavar="RUN|MODEL|FILE",
+        help="A folder that reparam wrote, a model by name, or an .onnx or .pt2 file.",
         show_default=False,
     ),
 ]
@@ -53,7 +53,7 @@ def evaluate(
     as_json: AsJson = False,
     data: dict[str, Any],
 ) -> None:
-    """Evaluate a run, a model or an ONNX file on a data set; accuracy comes with its 95 % interval."""
+    """Evaluate a run, a model or an exported file on a data set; accuracy comes with its 95 % interval."""
     arguments = parse_pairs(model_kwargs, flag="--model-kwargs")
     with only_results_on_stdout():
         evaluation = reparam.evaluate(

@@ -24,6 +24,7 @@ from reparam_cli import (
     report,
     search,
     sensitivity,
+    verify,
 )
 from reparam_cli.argv import DEBUG, repeat_many_valued, take_debug
 from reparam_cli.panels import SectionedCommand
@@ -45,6 +46,7 @@ for verb in (
     profile.profile,
     report.report,
     export.export,
+    verify.verify,
     sensitivity.sensitivity,
     search.search,
     models.models,

@@ -13,6 +13,7 @@ from reparam.api.recipes import check_recipe
 from reparam.api.subject import is_checkpoint
 from reparam.checkpoint.record import read_record
 from reparam.errors import CheckpointError, ModelError, RecipeError
+from reparam.models.file_formats import is_model_file
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Recipe
 from reparam.train.data import ImageFormat
@@ -52,8 +53,8 @@ def open_dense(
         CheckpointError, ModelError, WeightsError: the model cannot be had, or is no dense one.
         RecipeError: no recipe, or one with faults.
     """
-    if Path(source).suffix.lower() == ".onnx":
-        raise ModelError(f"{source}: an ONNX file cannot be converted; name the model that it was made from")
+    if is_model_file(source):
+        raise ModelError(f"{source}: an exported file cannot be converted; name the model that it was made from")
     chosen = _checked(recipes, overrides)
     if not is_checkpoint(source):
         opened = open_named(str(source), data, weights=weights, shape=dict(shape))

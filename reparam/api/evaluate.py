@@ -1,4 +1,4 @@
-"""`reparam.evaluate`: accuracy of a run, of any checkpoint in it, of a model by name, or of an ONNX file."""
+"""`reparam.evaluate`: accuracy of a run, of any checkpoint in it, of a model by name, or of an ONNX or .pt2 file."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from reparam.atomic import check_file, write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import Record, read_record
 from reparam.errors import CheckpointError, ModelError
-from reparam.models.onnx_file import open_onnx
+from reparam.models.file_formats import is_model_file, open_model_file
 from reparam.models.weights import load_weights
 from reparam.recipe.data_settings import DataSettings
 from reparam.reporting.confusion import check_confusion_file, write_confusion
@@ -57,15 +57,15 @@ def evaluate(
     """Measures a model on the evaluation split; a checkpoint folder gets the result as `evaluate.json`.
 
     Args:
-        source: a run, its `dense` or one of its stages, a model as `convert` takes it, or an `.onnx` file.
-        data: which images. How they are prepared for an ONNX file, only the settings can tell; else timm's defaults.
+        source: a run, its `dense` or one of its stages, a model as `convert` takes it, or an `.onnx` or `.pt2` file.
+        data: which images. How they are prepared for a file, only the settings can tell; else timm's defaults.
         batch_size: images at a time.
         workers: loader processes.
-        device: such as "cpu" or "cuda:1"; CUDA where there is one when None. An ONNX file is run on the CPU.
+        device: such as "cpu" or "cuda:1"; CUDA where there is one when None. A file is run on the CPU.
         weights: of a named model.
         num_classes: classes of a named model.
-        img_size: side of its square images, in pixels; of an ONNX file that takes any.
-        in_chans: channels of its images; of an ONNX file that takes any.
+        img_size: side of its square images, in pixels; of a file that takes any.
+        in_chans: channels of its images; of a file that takes any.
         model_kwargs: further arguments of its builder.
         base: the dense model of a checkpoint that only its owner can build.
         per_class: fill `per_class` and `confusion` of the result; a checkpoint folder gets `confusion.csv` too.
@@ -82,8 +82,8 @@ def evaluate(
         refuse_shape(source, shape)
         check_file(Path(source) / EVALUATION_NAME)
         where, answerer = pick_device(device), open_checkpoint(Path(source), data, base=base)
-    elif Path(source).suffix.lower() == ".onnx":
-        where, answerer = torch.device("cpu"), _of_onnx(str(source), data, device=device, weights=weights, shape=shape)
+    elif is_model_file(source):
+        where, answerer = torch.device("cpu"), _of_file(str(source), data, device=device, weights=weights, shape=shape)
     else:
         where, answerer = pick_device(device), open_named(str(source), data, weights=weights, shape=shape)
     model = answerer.model.to(where)
@@ -154,13 +154,13 @@ def open_named(name: str, data: DataSettings, *, weights: str, shape: dict[str, 
     return Answerer(model=subject.model, image=image)
 
 
-def _of_onnx(name: str, data: DataSettings, *, device: str | None, weights: str, shape: dict[str, Any]) -> Answerer:
+def _of_file(name: str, data: DataSettings, *, device: str | None, weights: str, shape: dict[str, Any]) -> Answerer:
     sides = {key: shape[key] for key in ("img_size", "in_chans")}
     others = {key: value for key, value in shape.items() if key not in sides}
     refuse_shape(name, {**others, "weights": "" if weights == "hub" else weights})
     if device not in (None, "cpu"):
-        raise ModelError(f"{name}: an ONNX file is run on the CPU; leave --device {device} out")
-    model = open_onnx(name)
+        raise ModelError(f"{name}: an exported file is run on the CPU; leave --device {device} out")
+    model = open_model_file(name)
     image = image_format(data, input_size=model.image_size(**sides))
     prepared = {"mean": data.mean, "std": data.std, "crop_pct": data.crop_pct, "interpolation": data.interpolation}
     defaults = [f"{key} {_words(getattr(image, key))}" for key, given in prepared.items() if not given]

@@ -11,6 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from reparam.api.evaluate import evaluate
 from reparam.errors import DataError, ModelError
 from reparam.recipe.data_settings import DataSettings
+from tests.compare.exported import write_pt2
 from tests.models.onnx_bytes import write_classifier
 
 pytest.importorskip("onnxruntime")
@@ -48,6 +49,15 @@ def test_a_file_gets_the_accuracy_and_the_classes_of_its_torch_model(
     assert evaluation.loss == pytest.approx(loss, rel=1e-4)
     assert (evaluation.images, evaluation.device) == (18, "cpu")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_program_of_torch_export_is_measured_likewise(tmp_path: Path, data: DataSettings, linear: nn.Linear) -> None:
+    onnx = write_classifier(tmp_path / "m.onnx", linear, shape=("n", 1, 8, 8))
+    model = nn.Sequential(nn.Flatten(), linear).eval()
+    pt2 = write_pt2(tmp_path / "m.pt2", torch.export.export(model, (torch.zeros(4, 1, 8, 8),)))
+    found, wanted = (evaluate(file, data=data, batch_size=7, per_class=True, **HERE) for file in (pt2, onnx))
+    assert found.confusion == wanted.confusion
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
 
 
 def test_a_file_that_takes_any_size_is_fed_the_given_one(tmp_path: Path, data: DataSettings) -> None:

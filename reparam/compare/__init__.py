@@ -1,0 +1,1 @@
+"""Two models on the same images: what their layers and outputs differ by, whatever runs them."""
