@@ -12,6 +12,10 @@ from torch import Tensor
 from reparam.kernels.geometry import Geometry
 from reparam.kernels.native import native_library
 
+#: Bits are compared with those of torch, which multiplies and adds one after the other: nothing may be fused. Traps,
+#: which nothing here waits for, would keep the compiler from vectors where it rounds and clamps.
+FLAGS = ("-ffp-contract=off", "-fno-trapping-math")
+
 
 def is_available() -> bool:
     """Whether the kernel can be had on this machine; builds it when it was not yet."""
@@ -75,5 +79,4 @@ def _argument(value: Tensor | ctypes.Array[ctypes.c_long] | int | None) -> objec
 
 
 def _library() -> ctypes.CDLL | None:
-    # Bits are compared with those of torch's own multiplications and additions.
-    return native_library("integer", "-ffp-contract=off")
+    return native_library("integer", *FLAGS)

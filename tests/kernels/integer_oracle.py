@@ -23,7 +23,7 @@ BACKENDS = (*_FLAGS, "torch")
 @contextmanager
 def using(backend: str) -> Iterator[None]:
     """Runs the operators by this backend; without a compiler, by plain torch."""
-    library = None if backend == "torch" else native_library("integer", "-ffp-contract=off", *_FLAGS[backend])
+    library = None if backend == "torch" else native_library("integer", *integer_native.FLAGS, *_FLAGS[backend])
     with patch.object(integer_native, "_library", partial(lambda found: found, library)):
         yield
 
