@@ -34,16 +34,30 @@ class Geometry:
         groups: int,
     ) -> "Geometry":
         """Of images x (B, H, W, groups * I) and a weight (groups * O, I, KH, KW)."""
+        return cls.sized(x, weight.shape[0], weight.shape[2:], stride, padding, dilation, groups)
+
+    @classmethod
+    def sized(
+        cls,
+        x: Tensor,
+        outputs: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> "Geometry":
+        """Of images x (B, H, W, groups * I) and a weight of `outputs` channels, all groups together."""
         return cls(
             batch=x.shape[0],
             image=(x.shape[1], x.shape[2]),
-            kernel=(weight.shape[2], weight.shape[3]),
+            kernel=(kernel[0], kernel[1]),
             stride=(stride[0], stride[1]),
             padding=(padding[0], padding[1]),
             dilation=(dilation[0], dilation[1]),
             groups=groups,
-            in_channels=weight.shape[1],
-            out_channels=weight.shape[0] // groups,
+            in_channels=x.shape[3] // groups,
+            out_channels=outputs // groups,
         )
 
     @property
@@ -63,6 +77,16 @@ class Geometry:
     def output_shape(self) -> tuple[int, int, int, int]:
         """Of the output (B, OH, OW, groups * O)."""
         return self.batch, *self.output, self.groups * self.out_channels
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each of several groups has one input and one output."""
+        return self.groups > 1 and self.in_channels == self.out_channels == 1
+
+    @property
+    def taps(self) -> int:
+        """Positions of the kernel."""
+        return self.kernel[0] * self.kernel[1]
 
     @property
     def pixels(self) -> int:

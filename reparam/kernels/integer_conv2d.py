@@ -10,16 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.errors import ReparamError
 from reparam.kernels import integer_native, integer_reference
 from reparam.kernels.geometry import Geometry
-from reparam.kernels.integer_weight import (
-    is_depthwise,
-    pack_conv2d_weight,
-    require_int16,
-    require_packed,
-    unpack_weight,
-)
+from reparam.kernels.integer_linear import require_float32
+from reparam.kernels.integer_weight import pack_conv2d_weight, require_packed_conv2d, unpack_conv2d_weight
 
 __all__ = ["integer_conv2d", "pack_conv2d_weight"]
 
@@ -53,13 +47,16 @@ def integer_conv2d(
     Raises:
         ReparamError: `x` is not float32, or the weight is packed for other sizes.
     """
-    geometry = _geometry(x, scale, kernel, stride, padding, dilation, groups)
-    _require(x, packed, geometry)
+    require_float32(x)
     last = x.permute(0, 2, 3, 1).contiguous()
+    geometry = Geometry.sized(last, len(scale), kernel, stride, padding, dilation, groups)
+    require_packed_conv2d(packed, geometry)
     if x.device.type == "cpu" and integer_native.is_available():
-        y = integer_native.conv2d(last, packed, scale, bias, step, geometry)
+        codes, steps = integer_native.quantise(last, step)
+        y = integer_native.conv2d(codes, steps, packed, scale, bias, geometry)
     else:
-        y = integer_reference.conv2d(last, _unpacked(packed, geometry), scale, bias, step, geometry)
+        codes, steps = integer_reference.quantise_images(last, step)
+        y = integer_reference.conv2d(codes, steps, unpack_conv2d_weight(packed, geometry), scale, bias, geometry)
     return y.permute(0, 3, 1, 2)
 
 
@@ -67,45 +64,5 @@ def integer_conv2d(
 def _fake_conv2d(
     x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, *sizes: Any
 ) -> Tensor:
-    return x.new_empty(_geometry(x, scale, *sizes).output_shape).permute(0, 3, 1, 2)
-
-
-def _geometry(
-    x: Tensor,
-    scale: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Geometry:
-    return Geometry(
-        batch=x.shape[0],
-        image=(x.shape[2], x.shape[3]),
-        kernel=(kernel[0], kernel[1]),
-        stride=(stride[0], stride[1]),
-        padding=(padding[0], padding[1]),
-        dilation=(dilation[0], dilation[1]),
-        groups=groups,
-        in_channels=x.shape[1] // groups,
-        out_channels=len(scale) // groups,
-    )
-
-
-def _require(x: Tensor, packed: Tensor, geometry: Geometry) -> None:
-    if x.dtype != torch.float32:
-        raise ReparamError(f"integer layers take float32, not {x.dtype}; convert the input, or leave autocast")
-    taps, outputs = geometry.kernel[0] * geometry.kernel[1], geometry.out_channels
-    if is_depthwise(outputs * geometry.groups, geometry.in_channels, geometry.groups):
-        require_int16(packed, (taps, geometry.groups), remedy="pack_conv2d_weight")
-    else:
-        require_packed(packed, geometry.groups, outputs=outputs, inputs=taps * geometry.in_channels)
-
-
-def _unpacked(packed: Tensor, geometry: Geometry) -> Tensor:
-    """The weight (G, O, KH, KW, I)."""
-    rows = geometry.kernel[0] * geometry.kernel[1] * geometry.in_channels
-    is_packed = packed.ndim > 2
-    matrices = unpack_weight(packed, geometry.out_channels, rows) if is_packed else packed.T.unsqueeze(1)
-    weight: Tensor = matrices.unflatten(-1, (*geometry.kernel, geometry.in_channels))
-    return weight
+    geometry = Geometry.sized(x.permute(0, 2, 3, 1), scale.shape[0], *sizes)
+    return x.new_empty(geometry.output_shape).permute(0, 3, 1, 2)

@@ -48,7 +48,7 @@ def integer_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None
     Raises:
         ReparamError: `x` is not float32, or the weight is packed for other sizes.
     """
-    _require_float32(x)
+    require_float32(x)
     require_packed(packed, outputs=len(scale), inputs=x.shape[1])
     if _suits_native(x):
         return integer_native.linear(x, packed, scale, bias, step)
@@ -83,7 +83,7 @@ def grouped_integer_linear(
     Raises:
         ReparamError: as in `integer_linear`.
     """
-    _require_float32(x)
+    require_float32(x)
     outputs, inputs = scales.shape[1], x.shape[1]
     require_packed(packed_pair, 2, outputs=outputs, inputs=inputs)
     split = int(first)
@@ -106,7 +106,8 @@ def _fake_grouped(
     return x.new_empty(x.shape[0], scales.shape[1])
 
 
-def _require_float32(x: Tensor) -> None:
+def require_float32(x: Tensor) -> None:
+    """Raises a ReparamError unless `x` is float32."""
     if x.dtype != torch.float32:
         raise ReparamError(f"integer layers take float32, not {x.dtype}; convert the input, or leave autocast")
 

@@ -1,4 +1,4 @@
-"""Integer products by the hand-written CPU kernel in integer.cpp, shapes as in `integer_reference`, weights packed.
+"""Integer layers by the hand-written CPU kernels in integer.cpp and integer_adder.cpp, on packed weights.
 
 Why by hand: torch has no product of int16, which the weights of 5-bit shift layers are, and its int8 product wants
 instructions that many CPUs lack (docs/benchmarks.md).
@@ -18,8 +18,8 @@ FLAGS = ("-ffp-contract=off", "-fno-trapping-math")
 
 
 def is_available() -> bool:
-    """Whether the kernel can be had on this machine; builds it when it was not yet."""
-    return _library() is not None
+    """Whether the kernels can be had on this machine; builds them when they were not yet."""
+    return all(_library(name) is not None for name in ("integer", "integer_adder"))
 
 
 def matmul(codes: Tensor, packed: Tensor, outputs: int) -> Tensor:
@@ -45,21 +45,39 @@ def linear_into(
     _call("linear", x.contiguous(), packed.contiguous(), *_optional(scale, bias, step), out, rows, inputs, len(scale))
 
 
+def quantise(x: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns codes int8 of images x (B, ...), and the steps (B,)."""
+    codes, steps = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x))
+    _call("quantise", x, *_optional(step), codes, steps, len(x), x[:1].numel())
+    return codes, steps
+
+
 def conv2d(
-    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, geometry: Geometry
+    codes: Tensor, steps: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """Returns y (B, OH, OW, G * O) of images x (B, H, W, G * I)."""
-    batch, size = len(x), x[:1].numel()
-    codes, steps = torch.empty_like(x, dtype=torch.int8), x.new_empty(batch)
-    _call("quantise", x, *_optional(step), codes, steps, batch, size)
-    window = (*geometry.image, *geometry.kernel, *geometry.output, *geometry.stride, *geometry.padding)
-    sizes = (ctypes.c_long * 12)(*window, *geometry.dilation)
-    out = x.new_empty(geometry.output_shape)
-    given = (codes, steps, packed.contiguous(), *_optional(scale, bias), out, sizes, batch)
-    if packed.ndim == 2:
-        _call("depthwise", *given, geometry.groups)
-    else:
-        _call("conv2d", *given, geometry.in_channels, geometry.out_channels, geometry.groups)
+    """Returns y (B, OH, OW, G * O) of codes (B, H, W, G * I) int8 in steps (B,)."""
+    name = "depthwise" if geometry.is_depthwise else "conv2d"
+    return _convolve(name, codes, steps, packed, scale, bias, geometry)
+
+
+def adder_conv2d(
+    codes: Tensor, steps: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """The same with differences in the place of products."""
+    name = "adder_depthwise" if geometry.is_depthwise else "adder_conv2d"
+    return _convolve(name, codes, steps, packed, scale, bias, geometry)
+
+
+def _convolve(
+    name: str, codes: Tensor, steps: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    sizes = (
+        geometry.batch, *geometry.image, *geometry.kernel, *geometry.output, *geometry.stride, *geometry.padding,
+        *geometry.dilation, geometry.in_channels, geometry.out_channels, geometry.groups,
+    )  # fmt: skip
+    out = steps.new_empty(geometry.output_shape)
+    window = (ctypes.c_long * len(sizes))(*sizes)
+    _call(name, codes, steps, packed.contiguous(), *_optional(scale, bias), out, window)
     return out
 
 
@@ -68,7 +86,8 @@ def _optional(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _call(name: str, *arguments: Tensor | ctypes.Array[ctypes.c_long] | int | None) -> None:
-    function = getattr(_library(), f"reparam_integer_{name}")
+    library = _library("integer_adder" if name.startswith("adder") else "integer")
+    function = getattr(library, f"reparam_integer_{name}")
     function(*map(_argument, arguments), torch.get_num_threads())
 
 
@@ -78,5 +97,5 @@ def _argument(value: Tensor | ctypes.Array[ctypes.c_long] | int | None) -> objec
     return ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else value
 
 
-def _library() -> ctypes.CDLL | None:
-    return native_library("integer", *FLAGS)
+def _library(name: str) -> ctypes.CDLL | None:
+    return native_library(name, *FLAGS)

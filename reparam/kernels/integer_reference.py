@@ -1,7 +1,9 @@
-"""Integer products in plain torch, on any device; integer.cpp gives the same bits.
+"""Integer layers in plain torch, on any device; integer.cpp and integer_adder.cpp give the same bits.
 
     codes = clamp(round(x / step), -128, 127)                      ties to even
     y     = float32(sum codes * w) * (step * scale) + bias         every operation rounded to float32, none fused
+
+    of an adder: -sum |w - code| in the place of sum codes * w
 
 Sums are taken in float64, exactly, for they stay below 2**53.
 """
@@ -9,6 +11,7 @@ Sums are taken in float64, exactly, for they stay below 2**53.
 import torch
 from torch import Tensor
 
+from reparam.kernels import adder_reference
 from reparam.kernels.geometry import Geometry
 
 _INFINITY = 0x7F800000  # bits of a float32, whose magnitudes are ordered as integers
@@ -38,6 +41,12 @@ def quantise(x: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), steps
 
 
+def quantise_images(x: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same of images (B, ...); codes in their shape, and steps (B,)."""
+    codes, steps = quantise(x.flatten(1), step)
+    return codes.view(x.shape), steps.flatten()
+
+
 def matmul(codes: Tensor, weight: Tensor) -> Tensor:
     """Returns codes (M, I) int8 times a weight (O, I): (M, O) int32."""
     return _sums(codes, weight).to(torch.int32)
@@ -50,18 +59,26 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, step: 
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, geometry: Geometry
+    codes: Tensor, steps: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """Returns y (B, OH, OW, G * O) of images x (B, H, W, G * I) and a weight (G, O, KH, KW, I); steps are images'."""
-    codes, steps = quantise(x.flatten(1), step)
-    padded = geometry.padded(codes.view(x.shape))
-    sums = x.new_zeros(geometry.groups, geometry.pixels, geometry.out_channels, dtype=torch.float64)
+    """Returns y (B, OH, OW, G * O) of codes (B, H, W, G * I) int8 in steps (B,), and a weight (G, O, KH, KW, I)."""
+    padded = geometry.padded(codes)
+    sums = steps.new_zeros(geometry.groups, geometry.pixels, geometry.out_channels, dtype=torch.float64)
     for i in range(geometry.kernel[0]):
         for j in range(geometry.kernel[1]):
             pixels = geometry.tap(padded, i, j).reshape(geometry.pixels, geometry.groups, geometry.in_channels)
             sums += _sums(pixels.transpose(0, 1), weight[:, :, i, j])
     rows = sums.transpose(0, 1).reshape(*geometry.output_shape)
     return _scaled(rows, steps.view(-1, 1, 1, 1), scale, bias)
+
+
+def adder_conv2d(
+    codes: Tensor, steps: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """The same with -|w - code| in the place of products."""
+    by_tap = weight.flatten(0, 1).movedim(-1, 1)
+    sums = adder_reference.forward(codes.double(), by_tap.double(), geometry)
+    return _scaled(sums, steps.view(-1, 1, 1, 1), scale, bias)
 
 
 def _sums(codes: Tensor, weight: Tensor) -> Tensor:

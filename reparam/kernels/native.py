@@ -1,4 +1,4 @@
-"""C++ sources beside this file, compiled on first use for this machine and kept in the user's cache.
+"""C++ sources and headers beside this file, compiled on first use for this machine and kept in the user's cache.
 
 Nothing is built at installation. Where there is no compiler, or `REPARAM_NATIVE=0`, the callers have another way.
 """
@@ -46,7 +46,8 @@ def native_library(name: str, *flags: str) -> ctypes.CDLL | None:
 
 def _built(source: Path, own: tuple[str, ...]) -> Path:
     compiler, flags = _compiler(), (*_FLAGS, *own, "-fopenmp")
-    recipe = "\0".join((source.read_text(encoding="utf-8"), compiler, *flags, _machine()))
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    recipe = "\0".join((*texts, compiler, *flags, _machine()))
     target = _cache() / f"{source.stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ Also the backends that must agree with it: each compiled form that this machine 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from ctypes import CDLL
 from unittest.mock import patch
 
 import numpy as np
@@ -23,8 +23,11 @@ BACKENDS = (*_FLAGS, "torch")
 @contextmanager
 def using(backend: str) -> Iterator[None]:
     """Runs the operators by this backend; without a compiler, by plain torch."""
-    library = None if backend == "torch" else native_library("integer", *integer_native.FLAGS, *_FLAGS[backend])
-    with patch.object(integer_native, "_library", partial(lambda found: found, library)):
+
+    def library(name: str) -> CDLL | None:
+        return None if backend == "torch" else native_library(name, *integer_native.FLAGS, *_FLAGS[backend])
+
+    with patch.object(integer_native, "_library", library):
         yield
 
 

@@ -84,12 +84,12 @@ def test_a_layer_is_rounded_as_promised(
 
 
 @backends
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 11, 12, 13, 47, 48, 49, 97])
-@pytest.mark.parametrize("outputs", [1, 15, 16, 17, 33, 64])
-def test_rows_and_outputs_need_not_fill_tiles(backend: str, rows: int, outputs: int) -> None:
-    x, weight = codes(rows, 9), weights(outputs, 9)
+def test_rows_and_outputs_need_not_fill_tiles(backend: str) -> None:
     with using(backend):
-        assert torch.equal(integer_matmul(x, pack_weight(weight), outputs).long(), x.long() @ weight.long().T)
+        for rows in (1, 2, 5, 6, 7, 11, 12, 13, 47, 48, 49, 97):
+            for outputs in (1, 15, 16, 17, 33, 64):
+                x, weight = codes(rows, 9), weights(outputs, 9)
+                assert torch.equal(integer_matmul(x, pack_weight(weight), outputs).long(), x.long() @ weight.long().T)
 
 
 @backends
@@ -215,7 +215,9 @@ def test_a_weight_of_other_sizes_is_refused(outputs: int) -> None:
         lambda: integer_linear(tokens(2, 8), packed, torch.ones(17), None, None),
         lambda: integer_linear(tokens(2, 6), packed.int(), torch.ones(17), None, None),
     ):
-        with pytest.raises(ReparamError, match=r"the packed weight must be int16 of shape .* make it with pack_weight"):
+        with pytest.raises(
+            ReparamError, match=r"the packed weight must be torch.int16 of shape .* make it with pack_weight"
+        ):
             call()
 
 

@@ -99,7 +99,7 @@ def test_what_was_built_is_loaded_and_not_built_again(cache: Path, monkeypatch: 
 
 
 @needs_compiler
-def test_a_changed_source_or_machine_is_built_anew(
+def test_a_changed_source_header_flag_or_machine_is_built_anew(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert native_library("tiny") is not None
@@ -112,6 +112,12 @@ def test_a_changed_source_or_machine_is_built_anew(
     monkeypatch.setattr(native, "_machine", lambda: "flags : another")
     assert native_library("tiny") is not None
     assert len(files(cache)) == 3
+    native_library.cache_clear()
+    (tmp_path / "room" / "tiny.h").write_text("// what a source may include\n")
+    assert native_library("tiny") is not None
+    assert len(files(cache)) == 4
+    assert native_library("tiny", "-ffp-contract=off") is not None
+    assert len(files(cache)) == 5
 
 
 @needs_compiler
