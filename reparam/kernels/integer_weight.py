@@ -72,7 +72,7 @@ def unpack_adder_weight(packed: Tensor, geometry: Geometry) -> Tensor:
 
 
 def require_packed(packed: Tensor, *leading: int, outputs: int, inputs: int) -> None:
-    """Raises a ReparamError unless `packed` is by pack_weight from (leading, O, I): kernels would read beyond others."""
+    """Raises a ReparamError unless `packed` is by pack_weight, from (leading, O, I): kernels read beyond others."""
     _require(packed, (*leading, -(-outputs // PANEL), -(-inputs // 2), PANEL, 2), torch.int16, "pack_weight")
 
 

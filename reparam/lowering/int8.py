@@ -1,16 +1,20 @@
 """int8: integer products on a CPU, exact for the weights that a converted model has.
 
-Shift layers run on int16 weights and int8 inputs with int32 sums, by `reparam.kernels`; mixtures as grouped products of
-sorted tokens; binary attention in float32, where it is linear in the tokens. What was not converted stays as it is.
+Shift layers run on int16 weights and int8 inputs with int32 sums, by `reparam.kernels`; adders on
+int8 codes of inputs and weights; mixtures as grouped products of sorted tokens; binary attention in float32, where it
+is linear in the tokens. What was not converted stays as it is.
 """
 
 import torch
 from torch import nn
 
 from reparam.lowering.base import Backend, backend
+from reparam.lowering.integer_adder import IntegerAdderConv2d, IntegerAdderLinear
 from reparam.lowering.integer_experts import grouped_experts
 from reparam.lowering.integer_layers import IntegerShiftConv2d, IntegerShiftLinear, describe
 from reparam.lowering.plain import plain_attention
+from reparam.ops.adder_conv2d import AdderConv2d
+from reparam.ops.adder_linear import AdderLinear
 from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.moe import MoeMlp
 from reparam.ops.routed_layer import RoutedLayer
@@ -31,6 +35,10 @@ class Int8(Backend):
         if isinstance(module, ShiftConv2d):
             conv = IntegerShiftConv2d(module, met.get(module))
             return conv, describe(conv)
+        if isinstance(module, AdderConv2d) and not module.options.mask:
+            return IntegerAdderConv2d(module, met.get(module)), "sums of absolute differences of int8 codes"
+        if isinstance(module, AdderLinear):
+            return IntegerAdderLinear(module, met.get(module)), "sums of absolute differences of int8 codes"
         if isinstance(module, MoeMlp | RoutedLayer) and self.settings.experts == "int8":
             if experts := grouped_experts(module, met):
                 return experts, "grouped integer products, the multiply expert's weights in int8"

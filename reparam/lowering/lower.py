@@ -49,9 +49,12 @@ def _forms(model: nn.Module, chosen: Backend) -> tuple[dict[int, nn.Module], tup
             forms[id(module)] = found[0]
             layers.append(LoweredLayer(path, type(module).__name__, found[1]))
             return
+        known = len(forms)
         for name, child in module.named_children():
             if id(child) not in forms:
                 visit(f"{path}.{name}" if path else name, child)
+        if isinstance(module, Operator) and len(forms) == known:
+            layers.append(LoweredLayer(path, type(module).__name__, "as it was"))
 
     with torch.no_grad():
         visit("", model)
@@ -65,8 +68,3 @@ def _want_device(model: nn.Module, chosen: Backend) -> None:
     if reason := chosen.refuse(place):
         able = [name for name, other in BACKENDS if not other(LoweringSettings()).refuse(place)]
         raise BackendError(f'backend "{chosen.name}" {reason}; there, these do: {", ".join(able) or "none"}')
-
-
-def operators_in(model: nn.Module) -> list[str]:
-    """Paths of the operators that are left in a model."""
-    return [path for path, module in model.named_modules() if isinstance(module, Operator)]

@@ -16,6 +16,8 @@ from reparam.lowering.integer_experts import GroupedExperts
 from reparam.lowering.integer_layers import IntegerShiftLinear
 from reparam.lowering.integer_weight import shift_parts
 from reparam.lowering.lower import lowered_copy
+from reparam.lowering.ranges import input_ranges
+from reparam.ops.adder_conv2d import AdderConv2d, AdderConv2dOptions
 from reparam.ops.base import Example, Operator
 from reparam.ops.conv_form import ConvForm
 from reparam.ops.integer import shift_conv2d_integer, shift_linear_integer
@@ -34,6 +36,14 @@ def linear(weight: Tensor, *, absmax: float = 8.0, **options: Any) -> ShiftLinea
     layer = ShiftLinear(weight, torch.randn(len(weight)), ShiftOptions(**options)).eval()
     if options.get("activation_bits"):
         layer.activation.absmax.fill_(absmax)  # type: ignore[union-attr,operator]
+    return layer
+
+
+def adder(dense: nn.Conv2d, **options: Any) -> AdderConv2d:
+    """Weights of standard deviation 3, on whose grid inputs of 3.9 are."""
+    weight, chosen = torch.randn_like(dense.weight), AdderConv2dOptions(**options)
+    layer = AdderConv2d(weight, dense.bias, ConvForm.of(dense), chosen, norm=nn.Identity()).eval()
+    nn.init.normal_(layer.weight, std=3)
     return layer
 
 
@@ -87,7 +97,7 @@ def wide(example: Example) -> bool:
 @pytest.mark.parametrize(("cls", "example"), [case for case in ACCEPTED if not wide(case.values[1])])
 def test_every_operator_gives_values_near_its_own(cls: type[Operator], example: Example) -> None:
     operator, inputs = made(cls, example), example.inputs()
-    out, wanted = lowered(operator)(*inputs), operator(*inputs)
+    out, wanted = lowered(operator, ranges=input_ranges(operator, inputs))(*inputs), operator(*inputs)
     assert out.shape == wanted.shape
     assert (out - wanted).norm() <= 0.03 * wanted.norm()
 
@@ -134,6 +144,38 @@ def test_a_range_that_would_need_too_many_products_is_refused_with_the_layer_and
     layer = linear(torch.exp2(-torch.arange(100.0)).repeat(2, 1), bits=8)
     with pytest.raises(BackendError, match=r"^0: its weights span 100 exponents .*lower to float32"):
         lowered(nn.Sequential(layer))
+
+
+@given(
+    size=st.integers(3, 8), kernel=st.sampled_from([1, 3]), stride=st.integers(1, 2), groups=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**20),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_an_adder_sums_the_differences_of_codes_on_the_grid_that_covers_inputs_and_weights(
+    size: int, kernel: int, stride: int, groups: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = adder(nn.Conv2d(4, 6, kernel, stride, kernel // 2, groups=groups))
+    x = torch.randn(2, 4, size, size)
+    step = 2.0**-5  # 127 steps reach 3.97
+    with torch.no_grad():
+        layer.weight.copy_(torch.round(layer.weight / step).clamp(-127, 127) * step)
+    met = torch.tensor(3.9)
+    on_grid = torch.round(x / step).clamp(-128, 127) * step
+    torch.testing.assert_close(lowered(layer, ranges={layer: met})(x), layer(on_grid), rtol=0, atol=1e-5)
+
+
+def test_an_adder_without_a_calibration_is_refused_with_the_layer_and_a_way_out() -> None:
+    layer = AdderConv2d(
+        torch.randn(2, 2, 1, 1), None, ConvForm.of(nn.Conv2d(2, 2, 1)), AdderConv2dOptions(), norm=nn.Identity()
+    )
+    with pytest.raises(BackendError, match=r"^0: an adder's inputs and weights share one step.*pass calibration="):
+        lowered(nn.Sequential(layer))
+
+
+def test_an_operator_that_has_no_integer_form_is_listed_as_it_was() -> None:
+    _, layers = lowered_copy(nn.Sequential(adder(nn.Conv2d(2, 2, 1), mask=True)), "int8", LoweringSettings())
+    assert [(layer.path, layer.form) for layer in layers] == [("0", "as it was")]
 
 
 def test_16_bit_inputs_are_refused_with_the_layer_and_a_way_out() -> None:
