@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "integer_codes.h"
 #include "integer_sweep.h"
 
@@ -19,30 +21,36 @@ struct Window {  // sizes of a convolution, height before width; inputs and outp
     long pixels() const { return output[0] * output[1]; }
     long taps() const { return kernel[0] * kernel[1]; }
 
-    // Calls `visit(tap, offset)` for each tap of output pixel `at` of the batch; offset -1 lies outside of the image.
-    template <typename Visit>
-    void each_tap(long at, const Visit& visit) const {
+    // The offset in the images of what tap (i, j) of output pixel `at` of the batch reads; -1 outside of the image.
+    long offset(long at, long i, long j) const {
         const long b = at / pixels(), oh = at / output[1] % output[0], ow = at % output[1];
-        for (long i = 0; i < kernel[0]; ++i)
-            for (long j = 0; j < kernel[1]; ++j) {
-                const long h = oh * stride[0] - padding[0] + i * dilation[0];
-                const long w = ow * stride[1] - padding[1] + j * dilation[1];
-                const bool inside = h >= 0 && h < image[0] && w >= 0 && w < image[1];
-                visit(i * kernel[1] + j, inside ? ((b * image[0] + h) * image[1] + w) * groups * inputs : -1);
-            }
+        const long h = oh * stride[0] - padding[0] + i * dilation[0], w = ow * stride[1] - padding[1] + j * dilation[1];
+        const bool inside = h >= 0 && h < image[0] && w >= 0 && w < image[1];
+        return inside ? ((b * image[0] + h) * image[1] + w) * groups * inputs : -1;
     }
 };
 
 // Writes what one output pixel reads, and what fills up the last group of its row.
 template <typename Kernel>
 void gather(const int8_t* codes, const Window& window, const Block<Kernel>& block, long row) {
-    const long inputs = window.inputs;
-    typename Kernel::Code* to = block.codes + row * block.stride;
-    window.each_tap(block.first + row, [&](long tap, long offset) {
-        const int8_t* from = codes + offset + block.part * inputs;
-        for (long i = 0; i < inputs; ++i) to[tap * inputs + i] = Kernel::code(offset < 0 ? 0 : from[i]);
-    });
-    for (long i = window.taps() * inputs; i < block.stride; ++i) to[i] = Kernel::code(0);
+    // Neighbours in a row of the kernel that are neighbours in the image are copied at once.
+    const long joined = window.groups == 1 && window.dilation[1] == 1 ? window.kernel[1] : 1;
+    typename Kernel::Code* __restrict to = block.codes + row * block.stride;
+    const typename Kernel::Code* end = to + block.stride;
+    for (long i = 0; i < window.kernel[0]; ++i)
+        for (long j = 0; j < window.kernel[1];) {
+            const long at = block.first + row, offset = window.offset(at, i, j);
+            long taps = 1;
+            while (taps < joined - j && (window.offset(at, i, j + taps) < 0) == (offset < 0)) ++taps;
+            const int8_t* __restrict from = codes + offset + block.part * window.inputs;
+            const long count = taps * window.inputs;
+            if (offset < 0)
+                std::fill(to, to + count, Kernel::code(0));
+            else
+                for (long k = 0; k < count; ++k) to[k] = Kernel::code(from[k]);
+            to += count, j += taps;
+        }
+    while (to < end) *to++ = Kernel::code(0);
 }
 
 // codes (batch, height, width, groups * inputs), steps (batch), weight (groups, packed), y (batch, out_h, out_w, groups *
@@ -67,24 +75,45 @@ void convolve(const int8_t* codes, const float* steps, const typename Kernel::Co
         });
 }
 
+// Sums of `count` groups, at most 16, beginning with `first`.
+template <typename Kernel, typename Count>
+void add_taps(const std::vector<const int8_t*>& taps, const typename Kernel::Code* weight, long groups, long first,
+              Count count, int32_t* to) {
+    uint32_t sums[16] = {};  // may wrap on their way
+    for (std::size_t tap = 0; tap < taps.size(); ++tap) {
+        const int8_t* __restrict from = taps[tap] + first;
+        const typename Kernel::Code* __restrict weights = weight + tap * groups + first;
+        for (long c = 0; c < count; ++c) sums[c] += static_cast<uint32_t>(Kernel::term(weights[c], from[c]));
+    }
+    std::memcpy(to, sums, sizeof sums);
+}
+
 // The same with one input and one output a group: lanes lie along the groups; weight (taps, groups).
 template <typename Kernel>
 void convolve_depthwise(const int8_t* codes, const float* steps, const typename Kernel::Code* weight,
                         const Epilogue& epilogue, float* y, const Window& window, int threads) {
-    constexpr long kChannels = 32;
-    static const int8_t outside[kChannels] = {};
+    constexpr long kChannels = 16;
     const long groups = window.groups;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long at = 0; at < window.batch * window.pixels(); ++at)
-        for (long first = 0; first < groups; first += kChannels) {
-            const long count = groups - first < kChannels ? groups - first : kChannels;
-            uint32_t sums[kChannels] = {};  // may wrap on their way
-            window.each_tap(at, [&](long tap, long offset) {
-                const int8_t* from = offset < 0 ? outside : codes + offset + first;
-                const typename Kernel::Code* weights = weight + tap * groups + first;
-                for (long c = 0; c < count; ++c) sums[c] += static_cast<uint32_t>(Kernel::term(weights[c], from[c]));
-            });
-            epilogue(y + at * groups + first, steps[at / window.pixels()], first, count,
-                     reinterpret_cast<const int32_t*>(sums));
+    const std::vector<int8_t> outside(groups);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<const int8_t*> taps(window.taps());
+#pragma omp for schedule(static)
+        for (long at = 0; at < window.batch * window.pixels(); ++at) {
+            for (long i = 0; i < window.kernel[0]; ++i)
+                for (long j = 0; j < window.kernel[1]; ++j) {
+                    const long offset = window.offset(at, i, j);
+                    taps[i * window.kernel[1] + j] = offset < 0 ? outside.data() : codes + offset;
+                }
+            for (long first = 0; first < groups; first += kChannels) {
+                const long count = groups - first < kChannels ? groups - first : kChannels;
+                alignas(64) int32_t sums[kChannels];
+                if (count == kChannels)
+                    add_taps<Kernel>(taps, weight, groups, first, std::integral_constant<long, kChannels>(), sums);
+                else
+                    add_taps<Kernel>(taps, weight, groups, first, count, sums);
+                epilogue(y + at * groups + first, steps[at / window.pixels()], first, count, sums);
+            }
         }
+    }
 }
