@@ -14,11 +14,16 @@ from reparam.errors import ReparamError
 from reparam.kernels import integer_native, integer_reference
 from reparam.kernels.geometry import Geometry
 from reparam.kernels.integer_weight import pack_adder_weight, require_packed_adder, unpack_adder_weight
+from reparam.kernels.opaque import opaque
 
 __all__ = ["integer_adder", "pack_adder_weight"]
 
 
-@torch.library.custom_op("reparam::integer_adder", mutates_args=())
+def _fake_adder(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor, *sizes: Any) -> Tensor:
+    return scale.new_empty(Geometry.sized(x, scale.shape[0], *sizes).output_shape)
+
+
+@opaque(_fake_adder)
 def integer_adder(
     x: Tensor,
     packed: Tensor,
@@ -60,8 +65,3 @@ def integer_adder(
         return integer_native.adder_conv2d(codes, steps, packed, scale, bias, geometry)
     weight = unpack_adder_weight(packed, geometry)
     return integer_reference.adder_conv2d(codes, steps, weight, scale, bias, geometry)
-
-
-@integer_adder.register_fake
-def _fake_adder(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor, *sizes: Any) -> Tensor:
-    return scale.new_empty(Geometry.sized(x, scale.shape[0], *sizes).output_shape)

@@ -7,18 +7,25 @@ numbers that are not finite as there.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from reparam.kernels import integer_native, integer_reference
 from reparam.kernels.geometry import Geometry
 from reparam.kernels.integer_linear import require_float32
 from reparam.kernels.integer_weight import pack_conv2d_weight, require_packed_conv2d, unpack_conv2d_weight
+from reparam.kernels.opaque import opaque
 
 __all__ = ["integer_conv2d", "pack_conv2d_weight"]
 
 
-@torch.library.custom_op("reparam::integer_conv2d", mutates_args=())
+def _fake_conv2d(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, *sizes: Any
+) -> Tensor:
+    geometry = Geometry.sized(x.permute(0, 2, 3, 1), scale.shape[0], *sizes)
+    return x.new_empty(geometry.output_shape).permute(0, 3, 1, 2)
+
+
+@opaque(_fake_conv2d)
 def integer_conv2d(
     x: Tensor,
     packed: Tensor,
@@ -58,11 +65,3 @@ def integer_conv2d(
         codes, steps = integer_reference.quantise_images(last, step)
         y = integer_reference.conv2d(codes, steps, unpack_conv2d_weight(packed, geometry), scale, bias, geometry)
     return y.permute(0, 3, 1, 2)
-
-
-@integer_conv2d.register_fake
-def _fake_conv2d(
-    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, *sizes: Any
-) -> Tensor:
-    geometry = Geometry.sized(x.permute(0, 2, 3, 1), scale.shape[0], *sizes)
-    return x.new_empty(geometry.output_shape).permute(0, 3, 1, 2)

@@ -11,11 +11,16 @@ from torch import Tensor
 from reparam.errors import ReparamError
 from reparam.kernels import integer_native, integer_reference
 from reparam.kernels.integer_weight import pack_weight, require_packed, unpack_weight
+from reparam.kernels.opaque import opaque
 
 __all__ = ["grouped_integer_linear", "integer_linear", "integer_matmul", "pack_weight"]
 
 
-@torch.library.custom_op("reparam::integer_matmul", mutates_args=())
+def _fake_matmul(codes: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    return codes.new_empty(codes.shape[0], out_features, dtype=torch.int32)
+
+
+@opaque(_fake_matmul)
 def integer_matmul(codes: Tensor, packed: Tensor, out_features: int) -> Tensor:
     """Returns codes (M, I) int8 times a packed weight (O, I): (M, O) int32, exact.
 
@@ -28,12 +33,11 @@ def integer_matmul(codes: Tensor, packed: Tensor, out_features: int) -> Tensor:
     return integer_reference.matmul(codes, unpack_weight(packed, out_features, codes.shape[1]))
 
 
-@integer_matmul.register_fake
-def _fake_matmul(codes: Tensor, packed: Tensor, out_features: int) -> Tensor:
-    return codes.new_empty(codes.shape[0], out_features, dtype=torch.int32)
+def _fake_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], scale.shape[0])
 
 
-@torch.library.custom_op("reparam::integer_linear", mutates_args=())
+@opaque(_fake_linear)
 def integer_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
     """Rounds activations to int8 codes, multiplies them by an integer weight, and scales the sums.
 
@@ -55,12 +59,13 @@ def integer_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None
     return integer_reference.linear(x, unpack_weight(packed, len(scale), x.shape[1]), scale, bias, step)
 
 
-@integer_linear.register_fake
-def _fake_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], scale.shape[0])
+def _fake_grouped(
+    x: Tensor, packed_pair: Tensor, scales: Tensor, biases: Tensor | None, first: Tensor, step: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[0], scales.shape[1])
 
 
-@torch.library.custom_op("reparam::grouped_integer_linear", mutates_args=())
+@opaque(_fake_grouped)
 def grouped_integer_linear(
     x: Tensor,
     packed_pair: Tensor,
@@ -97,13 +102,6 @@ def grouped_integer_linear(
             weight = unpack_weight(packed, outputs, inputs)
             out[rows] = integer_reference.linear(x[rows], weight, scales[expert], bias, steps[expert])
     return out
-
-
-@grouped_integer_linear.register_fake
-def _fake_grouped(
-    x: Tensor, packed_pair: Tensor, scales: Tensor, biases: Tensor | None, first: Tensor, step: Tensor | None
-) -> Tensor:
-    return x.new_empty(x.shape[0], scales.shape[1])
 
 
 def require_float32(x: Tensor) -> None:

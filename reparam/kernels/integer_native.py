@@ -5,6 +5,9 @@ instructions that many CPUs lack (docs/benchmarks.md).
 """
 
 import ctypes
+import functools
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -87,14 +90,19 @@ def _optional(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def _call(name: str, *arguments: Tensor | ctypes.Array[ctypes.c_long] | int | None) -> None:
     library = _library("integer_adder" if name.startswith("adder") else "integer")
+    assert library is not None
+    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
+    _function(library, name)(*values, torch.get_num_threads())
+
+
+@functools.cache
+def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
+    """With its types, which spares each call a conversion of each argument."""
+    pointers, numbers = {"matmul": (3, 3), "linear": (6, 3), "quantise": (4, 2)}.get(name, (7, 0))
     function = getattr(library, f"reparam_integer_{name}")
-    function(*map(_argument, arguments), torch.get_num_threads())
-
-
-def _argument(value: Tensor | ctypes.Array[ctypes.c_long] | int | None) -> object:
-    if isinstance(value, int):
-        return ctypes.c_long(value)
-    return ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else value
+    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers + [ctypes.c_int]
+    function.restype = None
+    return cast(Callable[..., None], function)
 
 
 def _library(name: str) -> ctypes.CDLL | None:
