@@ -1,7 +1,8 @@
 """Calibration as `convert` carries it out: the images, the sweep over the layers, and what is left behind."""
 
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from reparam.calibrate.obq import DAMPING
 from reparam.calibrate.records import Calibration, CalibrationStep
 from reparam.calibrate.sweep import FEWEST_IMAGES, calibrate_
 from reparam.errors import DataError, ModelError, OptionError
-from reparam.graph.records import Plan
+from reparam.graph.observe import observe_attention_
+from reparam.graph.records import Plan, Step
 from reparam.models.weights import WeightsRecord
 from reparam.recipe.data_settings import DataSettings
+from reparam.trace.probe import ExampleInput
 from reparam.train.data import image_format, sample_images
 
 CALIBRATION_NAME = "calibration.json"
@@ -36,7 +39,7 @@ def images_for(
         OptionError: the plan calibrates layers and there are no images, or there are images and nothing to calibrate.
         DataError: too few images, or unreadable ones.
     """
-    wanted = [step.site.path for stage in planned.stages for step in stage.steps if _is_calibrated(step.options)]
+    wanted = [step.site.path for step in calibrated_steps(planned.steps)]
     if wanted and calibration is None:
         raise OptionError(
             f'"{wanted[0]}" is to start from images (init = "calibrated") and there are none; name a folder of '
@@ -48,11 +51,21 @@ def images_for(
     if not wanted:
         raise OptionError(
             f'recipe "{planned.recipe.name}" calibrates nothing here; leave the calibration images out, or take the '
-            'recipe "shift-ptq-calibrated" (init = "calibrated" in the options of shift layers)'
+            'recipe "shift-ptq-calibrated" (init = "calibrated" in the options of a rule)'
         )
     if isinstance(calibration, Tensor):
         return calibration
     return _read(calibration, subject, count=count)
+
+
+def calibrated_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps that start from images."""
+    return tuple(step for step in steps if _is_calibrated(step.options))
+
+
+def followed(dense: nn.Module, steps: Sequence[Step], example_input: ExampleInput) -> nn.Module:
+    """A copy of the dense model that shows what the steps' operators are to follow."""
+    return observe_attention_(copy.deepcopy(dense), calibrated_steps(steps), example_input)
 
 
 def calibrated_(
@@ -60,11 +73,18 @@ def calibrated_(
     dense: nn.Module,
     images: Tensor,
     *,
+    steps: Sequence[Step],
     progress: Callable[[CalibrationStep], None] = lambda step: None,
     journal: Journal | None = None,
 ) -> Calibration:
-    """Calibrates a converted model as `calibrate_` does, and says what a user should know of it."""
-    found = calibrate_(model, dense, images, progress=progress, journal=journal)
+    """Calibrates what these steps put in as `calibrate_` does, and says what a user should know of it."""
+    owners = {step.site.path for step in steps if step.site.kind == "attention"}
+    layers = {step.site.path for step in steps if step.site.kind != "attention"}
+
+    def is_theirs(path: str) -> bool:
+        return path in layers or path.rpartition(".")[0] in owners
+
+    found = calibrate_(model, dense, images, chosen=is_theirs, progress=progress, journal=journal)
     for left in found.uncalibrated:
         logger.warning("%s was not calibrated and keeps its rounded weights: %s", left.path, left.reason)
     singular = [fit for fit in found.layers if fit.damping > DAMPING]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, images_for, journal_for, write_calibration
+from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, followed, images_for, journal_for, write_calibration
 from reparam.api.recipes import check_recipe
 from reparam.api.subject import Subject, count_totals, resolve_subject
 from reparam.atomic import atomic_folder, refuse_foreign
@@ -146,14 +146,14 @@ def _converted(
     progress: Callable[[CalibrationStep], None],
     journal: Journal | None = None,
 ) -> Conversion:
-    original = None if images is None else copy.deepcopy(dense)
+    original = None if images is None else followed(dense, planned.steps, subject.example_input)
     model = rewrite(dense, planned, subject.example_input)
     inputs = input_specs(subject.example_input)
     if _has_data(subject.example_input):
         calibrate_fixed_point_(model, as_arguments(subject.example_input))
     found = None
     if images is not None and original is not None:
-        found = calibrated_(model, original, images, progress=progress, journal=journal)
+        found = calibrated_(model, original, images, steps=planned.steps, progress=progress, journal=journal)
     attach(model, Provenance(spec=subject.spec, plan=planned, weights=record, inputs=inputs))
     return Conversion(model=model, plan=planned, calibration=found)
 

@@ -2,21 +2,21 @@
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_
+from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, calibrated_steps, followed
 from reparam.api.latency import set_expert_latencies_
 from reparam.api.resume import RECOVERY, StageResult
 from reparam.api.run import LAST, Run
-from reparam.calibrate.order import wants_calibration
 from reparam.calibrate.records import CalibrationStep
 from reparam.checkpoint.record import read_record
 from reparam.checkpoint.recovery import newest_state, write_state
+from reparam.graph.records import Step
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, first_images
 from reparam.train.evaluate import Evaluation, evaluate_model
@@ -107,8 +107,9 @@ def find_state(run: Run, i: int, progress: Progress) -> TrainState | None:
 def start_stage(run: Run, i: int, settings: TrainSettings, loaders: Loaders, progress: Progress) -> nn.Module:
     """The model that a stage begins with: converted, fitted, its experts' latencies known."""
     model = _untrained(run, i, settings)
-    if wants_calibration(model):
-        _calibrate_to_dense_(model, run, loaders=loaders, progress=progress)
+    steps = calibrated_steps(run.plan.stages[i].steps)
+    if steps:
+        _calibrate_to_dense_(model, run, steps, loaders=loaders, progress=progress)
     if settings.fit_images:
         _fit_to_dense_(model, run, settings, loaders=loaders, progress=progress)
     example_input = torch.zeros(settings.batch_size, *run.image.input_size, device=run.device)
@@ -132,7 +133,9 @@ def _untrained(run: Run, i: int, settings: TrainSettings) -> nn.Module:
     return run.stage_model(i)
 
 
-def _calibrate_to_dense_(model: nn.Module, run: Run, *, loaders: Loaders, progress: Progress) -> None:
+def _calibrate_to_dense_(
+    model: nn.Module, run: Run, steps: Sequence[Step], *, loaders: Loaders, progress: Progress
+) -> None:
     if run.weights.kind == "none":
         progress.message("no calibration to the dense original: it has random weights")
         return
@@ -140,7 +143,8 @@ def _calibrate_to_dense_(model: nn.Module, run: Run, *, loaders: Loaders, progre
     def report(step: CalibrationStep) -> None:
         progress.message(f"calibrated {step.number}/{step.layers} {step.fit.path}: output error {step.fit.error:.1%}")
 
-    calibrated_(model, run.dense, first_images(loaders.train, CALIBRATION_IMAGES, device=run.device), progress=report)
+    images = first_images(loaders.train, CALIBRATION_IMAGES, device=run.device)
+    calibrated_(model, followed(run.dense, steps, images[:2]), images, steps=steps, progress=report)
 
 
 def _fit_to_dense_(

@@ -1,6 +1,6 @@
 """Which layers are calibrated, in the order in which they run, and the blocks that hold them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from reparam.calibrate.moments import ShiftProduct
 from reparam.calibrate.records import Uncalibrated
+from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.shift import ShiftLinear
 from reparam.ops.shift_conv2d import ShiftConv2d
+
+Calibrated = ShiftProduct | BinaryLinearAttention
 
 
 class Target(NamedTuple):
@@ -26,24 +29,19 @@ class Order(NamedTuple):
     left_out: tuple[Uncalibrated, ...]
 
 
-def wants_calibration(model: nn.Module) -> bool:
-    """Whether any layer of a converted model starts from images."""
-    return any(True for _ in _wanting(model))
-
-
 @torch.no_grad()
-def find_order(model: nn.Module, dense: nn.Module, images: Tensor) -> Order:
-    """Runs the converted model once, in eval mode, to see what runs when.
+def find_order(model: nn.Module, dense: nn.Module, images: Tensor, *, chosen: Callable[[str], bool]) -> Order:
+    """Runs the converted model once, in eval mode, to see what runs when; layers whose path is not chosen are left.
 
     A block is an outermost member of an `nn.Sequential` or `nn.ModuleList` that is called once and gives one tensor.
     """
-    wanted = dict(_wanting(model))
+    wanted = {path: layer for path, layer in _wanting(model) if chosen(path)}
     ran, calls = _calls(model, images)
-    same = {path for path, module in dense.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    counterparts = dict(dense.named_modules())
     blocks = _outermost([path for path in _members(model) if calls.get(path) == 1])
     targets, left_out = [], []
     for path in sorted(wanted, key=lambda path: ran.index(path) if path in ran else len(ran)):
-        if path not in same:
+        if not _follows(wanted[path], counterparts.get(path)):
             left_out.append(Uncalibrated(path=path, reason="the dense model has no layer of its own at this path"))
         elif path not in ran:
             left_out.append(Uncalibrated(path=path, reason="it did not run on the calibration images"))
@@ -53,9 +51,19 @@ def find_order(model: nn.Module, dense: nn.Module, images: Tensor) -> Order:
     return Order(tuple(targets), tuple(left_out))
 
 
-def _wanting(model: nn.Module) -> Iterator[tuple[str, ShiftProduct]]:
+def _follows(layer: Calibrated, dense: nn.Module | None) -> bool:
+    """Whether what the dense model has at a layer's path is what the layer replaced."""
+    if isinstance(layer, BinaryLinearAttention):
+        return dense is not None
+    return isinstance(dense, nn.Linear | nn.Conv2d)
+
+
+def _wanting(model: nn.Module) -> Iterator[tuple[str, Calibrated]]:
     for path, module in model.named_modules():
-        if isinstance(module, ShiftLinear | ShiftConv2d) and module.options.init == "calibrated":
+        if (
+            isinstance(module, ShiftLinear | ShiftConv2d | BinaryLinearAttention)
+            and module.options.init == "calibrated"
+        ):
             yield path, module
 
 

@@ -32,27 +32,27 @@ class Prefix:
         self._newest: tuple[str, list[Tensor]] | None = None
         self._is_exact = True
 
-    def at(self, path: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields input and output of the layer at `path`, batch by batch; its first call alone."""
+    def at(self, path: str) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """Yields inputs and output of the layer at `path`, batch by batch; its first call alone."""
         for number in range(len(self.batches)):
             yield self._run(path, number)
 
     def finish(self, block: str, following: str) -> None:
         """Keeps the outputs of a block whose layers are done; `following` is the layer that comes next."""
         outputs = [self._run(block, number)[1] for number in range(len(self.batches))]
-        honest, _ = self._run(following, 0, is_short=False)
+        (honest, *_), _ = self._run(following, 0, is_short=False)
         kept = self._newest, dict(self._shapes)
         self._shapes[block], self._newest = [output.shape for output in outputs], (block, outputs)
-        short, _ = self._run(following, 0)
+        (short, *_), _ = self._run(following, 0)
         if not torch.equal(short, honest):
             self._newest, self._shapes = kept
 
     @torch.no_grad()
-    def _run(self, path: str, number: int, *, is_short: bool = True) -> tuple[Tensor, Tensor]:
-        found: list[Tensor] = []
+    def _run(self, path: str, number: int, *, is_short: bool = True) -> tuple[tuple[Tensor, ...], Tensor]:
+        found: list[tuple[tuple[Tensor, ...], Tensor]] = []
 
         def reached(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            found.extend((inputs[0].clone(), output))
+            found.append((tuple(x.clone() for x in inputs if isinstance(x, Tensor)), output))
             raise _Reached
 
         handle = self._modules[path].register_forward_hook(reached)
@@ -60,7 +60,7 @@ class Prefix:
             with self._finished(number) if is_short else nullcontext():
                 self.model(self.batches[number])
         except _Reached:
-            return found[0], found[1]
+            return found[0]
         finally:
             handle.remove()
         raise RuntimeError(f"{path} did not run")

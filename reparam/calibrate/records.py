@@ -9,15 +9,15 @@ class LayerFit(Frozen):
     """One layer after calibration; measured on the calibration images, against the dense model's output.
 
     `error` is |y - y'| / |y| of the layer with everything before it converted, `rounded_error` that of plain rounding
-    in its place with the best bias. `damping` is the share of the Hessian's mean diagonal that was added; `dead_inputs`
-    counts inputs that were 0 for every image.
+    in its place with the best bias, or of an attention as it starts. Of shift layers, `damping` is the share of the
+    Hessian's mean diagonal that was added, and `dead_inputs` counts inputs that were 0 for every image.
     """
 
     path: str
     error: float
     rounded_error: float
-    damping: float
-    dead_inputs: int
+    damping: float = 0.0
+    dead_inputs: int = 0
 
 
 class Uncalibrated(Frozen):

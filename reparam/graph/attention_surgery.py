@@ -19,7 +19,7 @@ from reparam.errors import RewriteError
 from reparam.graph.attention_match import ANCHORS, AttentionMatch, Operand, match_attention
 from reparam.graph.exact import exact_scores, exact_values, perturbed, there_and_back
 from reparam.graph.guard import expect
-from reparam.graph.layout import Heads, from_heads, is_plain, to_heads
+from reparam.graph.layout import Heads, from_heads, inverse_axes, is_plain, to_heads
 from reparam.graph.likeness import likeness
 from reparam.graph.owner_swap import ForwardSource, Key, source_of, swap_forward
 from reparam.graph.owner_trace import OwnerGraph, trace_owner
@@ -39,13 +39,15 @@ def heads_of(form: AttentionForm) -> Heads:
 class OpenedCore:
     """Forwards of one owner: with core modules, by number, and for verification with exact products instead.
 
-    `perturbed` holds, for each number, the exact forwards with that core's output changed.
+    `perturbed` holds, for each number, the exact forwards with that core's output changed; `observed` the model's own
+    forwards, which show a module at each core's place the output.
     """
 
     names: dict[int, str]
     sources: Sources = field(default_factory=dict)
     exact: Sources = field(default_factory=dict)
     perturbed: dict[int, Sources] = field(default_factory=dict)
+    observed: Sources = field(default_factory=dict)
 
 
 def open_core(
@@ -72,6 +74,7 @@ def open_core(
             opened.exact[key] = _variant(graph, chosen, forms, _put_exact_products)
             for number in forms:
                 opened.perturbed[number][key] = _variant(graph, chosen, forms, _put_exact_products, changed=number)
+            opened.observed[key] = _observed(graph, chosen, forms, opened.names)
             for number, match in chosen.items():
                 _put_core(graph, match, heads_of(forms[number]), opened.names[number])
             opened.sources[key] = source_of(graph.graph)
@@ -94,11 +97,16 @@ class CoreOpener:
         return self._opened[key]
 
 
-def install_core(owner: nn.Module, cores: Mapping[int, nn.Module], opened: OpenedCore) -> None:
-    """Registers the cores on the owner and swaps the owner's forward; parameters and methods stay."""
+def install_core(
+    owner: nn.Module, cores: Mapping[int, nn.Module], opened: OpenedCore, *, sources: Sources | None = None
+) -> None:
+    """Registers the cores on the owner and swaps the owner's forward; parameters and methods stay.
+
+    The forward is the one that runs the cores, or another one of the opened `sources`.
+    """
     for number, core in cores.items():
         owner.register_module(opened.names[number], core)
-    swap_forward(owner, opened.sources)
+    swap_forward(owner, opened.sources if sources is None else sources)
 
 
 def remove_core(owner: nn.Module, opened: OpenedCore, own_class: type[nn.Module]) -> None:
@@ -218,6 +226,27 @@ def _variant(
                 other = graph.call_function(perturbed, (out,))
             for user in users:
                 user.replace_input_with(out, other)
+    return source_of(graph)
+
+
+def _observed(
+    owner: OwnerGraph,
+    matches: Mapping[int, AttentionMatch],
+    forms: Mapping[int, AttentionForm],
+    names: Mapping[int, str],
+) -> ForwardSource:
+    """The owner's own forward, with each output shown to a module whose result nothing reads."""
+    nodes: dict[fx.Node, fx.Node] = {}
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(owner.graph, nodes))
+    for number, match in matches.items():
+        shown = out = nodes[match.ops[-1].tag]
+        heads, axes = heads_of(forms[number]), inverse_axes(match.out_axes)
+        with graph.inserting_after(out):
+            if not is_plain(axes, heads):
+                shown = graph.call_function(to_heads, (out, axes, heads.axis, heads.merged))
+        with graph.inserting_after(shown):
+            graph.create_node("call_module", names[number], (shown,))
     return source_of(graph)
 
 

@@ -7,7 +7,7 @@ model's bits; then the operands, their order and their layout are what the match
 import torch
 from torch import Tensor
 
-from reparam.graph.layout import Axes, canonical, from_heads, to_heads
+from reparam.graph.layout import Axes, canonical, from_heads, inverse_axes, to_heads
 
 
 def exact_scores(
@@ -40,8 +40,7 @@ def exact_values(
 
 def there_and_back(x: Tensor, axes: Axes, axis: int | None, merged: int) -> Tensor:
     """Returns x after a trip to heads and back, which must change nothing."""
-    inverse = tuple(axes.index(dim) for dim in range(x.dim()))
-    return from_heads(to_heads(x, axes, axis, merged), x, axes, inverse, axis, merged)
+    return from_heads(to_heads(x, axes, axis, merged), x, axes, inverse_axes(axes), axis, merged)
 
 
 def perturbed(out: Tensor) -> Tensor:

@@ -75,6 +75,11 @@ def canonical(x: Tensor, axes: Axes) -> Tensor:
     return x
 
 
+def inverse_axes(axes: Axes) -> Axes:
+    """The axes that undo a permutation."""
+    return tuple(axes.index(dim) for dim in range(len(axes)))
+
+
 def permuted_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
     """The shape of an operand in canonical order, before its leading axes are folded."""
     return tuple(1 if axis is None else shape[axis] for axis in axes)

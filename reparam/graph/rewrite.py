@@ -119,7 +119,7 @@ def _apply(
     swapped = [step.site.path for step in stage.steps if is_swapped(model.get_submodule(step.site.path), step)]
     proven: set[int] = set()
     opener = CoreOpener()
-    for path, steps in _attention_by_owner(stage).items():
+    for path, steps in attention_by_owner(stage.steps).items():
         calls = trace.calls_of(path)
         if isinstance(model.get_submodule(path), nn.MultiheadAttention):
             _put_multihead(model, steps[0], calls, undo, verify=verify)
@@ -137,9 +137,10 @@ def _apply(
     _freeze_orphans(model, stage.orphans, undo)
 
 
-def _attention_by_owner(stage: StagePlan) -> dict[str, list[Step]]:
+def attention_by_owner(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    """The steps that convert attention, by the path of the module whose forward holds it."""
     owners: dict[str, list[Step]] = {}
-    for step in stage.steps:
+    for step in steps:
         if step.site.kind == "attention":
             owners.setdefault(step.site.path, []).append(step)
     return owners

@@ -1,6 +1,7 @@
 """binary_linear_attention: softmax attention becomes Q(K'V) with Q and K binary, so both products only add.
 
-    out[i] = sum_j s(i, j) v[j] / sum_j s(i, j)  +  depthwise_conv(v)[i],   s(i, j) = (q[i] . k[j] + c) / (D + c)
+    out[i] = a sum_j s(i, j) v[j] / sum_j s(i, j)  +  b mean_j v[j]  +  depthwise_conv(v)[i],
+    s(i, j) = (q[i] . k[j] + c) / (D + c)
 
 codes   q, k                       c    s
 sign    sign(x - t) in {-1, +1}    D    (q.k + D) / 2D, the share of equal signs, in [0, 1]
@@ -10,7 +11,8 @@ real    x / |x|                    1    (cos + 1) / 2, in [0, 1]; not binary, th
 The same s stands in the numerator and in the normaliser; written out, the sums are linear in the tokens:
     numerator = q (k' v) + c sum_j v[j],   normaliser = q (k' 1) + c N.
 The threshold t is zero or learned per channel, never computed from the batch. The convolution is two-dimensional over
-the token grid, skips prefix tokens, and starts at zero.
+the token grid, skips prefix tokens, and starts at zero. a and b are 1 and 0, or learned per head: binary similarities
+differ less than a softmax does, so the mixture stays close to the mean, and a > 1 with b = 1 - a moves it away.
 
 Source: ShiftAddViT, arXiv:2306.06446; EcoFormer, arXiv:2209.09004 (the linear form). Released ShiftAddViT instead
 divides by the L2 norm of the output (`normaliser = "l2"`: 0.5 v + q (k' v) / pi, over its norm), EcoFormer adds c v[i]
@@ -32,6 +34,7 @@ from reparam.ops.dense import DenseAttention
 from reparam.ops.precision import compute_dtype
 from reparam.ops.site import AttentionForm, Dropped, Site, TokenGrid
 from reparam.ops.ste import binarize
+from reparam.ops.token_conv import SequenceConv, TokenConv
 
 _NORM_EPS = 1e-6
 #: All that can stand around a core but a causal mask: without it, tokens would look ahead.
@@ -59,6 +62,14 @@ class BinaryLinearAttentionOptions(OperatorOptions):
     constant_term: Literal["sum", "own"] = Field(
         "sum", description="What the constant weighs: all values or the own one."
     )
+    scales: Literal["one", "learned"] = Field(
+        "one", description="Factors of each head's mixture and of its mean value: 1 and 0, or learned from there."
+    )
+    init: Literal["zero", "calibrated"] = Field(
+        "zero",
+        description="Thresholds and convolution at 0, or these and the scales fitted to the softmax attention's output "
+        "on images.",
+    )
     conv_kernel: Literal[0, 3, 5, 7, 9] = Field(3, description="Width of the depthwise convolution on V; 0 for none.")
     conv_layout: Literal["grid", "sequence"] = Field(
         "grid", description="2-D over the token grid or 1-D over the index."
@@ -75,70 +86,16 @@ class BinaryLinearAttentionOptions(OperatorOptions):
     ste_window: float = Field(1.0, gt=0, description="Half-width around the threshold in which gradients pass.")
 
 
-class TokenConv(nn.Module):
-    """Depthwise convolution of v (B, H, N, E) over the token grid, one filter per channel; prefix tokens get nothing.
-
-    At another image size the grid is taken to keep the aspect ratio of the traced one, for the core sees tokens, not
-    images. For images of another shape, convert with an example input of that shape.
-    """
-
-    def __init__(self, channels: int, kernel: int, grid: TokenGrid, *, init: Literal["zero", "normal"]) -> None:
-        super().__init__()
-        self.grid = grid
-        self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-        _init_filter(self.conv.weight, init)
-
-    def forward(self, v: Tensor) -> Tensor:
-        """Returns (B, H, N, E)."""
-        batch, heads, tokens, width = v.shape
-        height = self._height(tokens - self.grid.prefix)
-        plane = v[:, :, self.grid.prefix :].transpose(2, 3).reshape(batch, heads * width, height, -1)
-        out = self.conv(plane).reshape(batch, heads, width, -1).transpose(2, 3)
-        return F.pad(out, (0, 0, self.grid.prefix, 0)) if self.grid.prefix else out
-
-    def _height(self, tokens: int) -> int:
-        grid = self.grid
-        if tokens == grid.height * grid.width:
-            return grid.height
-        height = round(math.sqrt(tokens * grid.height / grid.width))
-        if height == 0 or tokens % height:
-            raise ValueError(
-                f"{tokens} tokens fill no grid of aspect {grid.height}:{grid.width}, which the model was traced with"
-            )
-        return height
-
-
-class SequenceConv(nn.Module):
-    """1-D convolution of v (B, H, N, E) along the token index, one filter per head, as ShiftAddViT released it."""
-
-    def __init__(self, heads: int, kernel: int, *, init: Literal["zero", "normal"]) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False)
-        _init_filter(self.conv.weight, init)
-
-    def forward(self, v: Tensor) -> Tensor:
-        """Returns (B, H, N, E)."""
-        out: Tensor = self.conv(v)
-        return out
-
-
-def _init_filter(weight: Tensor, init: Literal["zero", "normal"]) -> None:
-    if init == "zero":
-        nn.init.zeros_(weight)
-    else:
-        nn.init.normal_(weight, std=math.sqrt(2.0 / weight[0].numel()))
-
-
 @operator("binary_linear_attention", kind="attention", source="arXiv:2306.06446")
 class BinaryLinearAttention(Operator):
     """softmax(q k') v -> q (k' v), q and k binary.  Before: N*M*(D+E) mul-adds.  After: (N+M)*D*E adds, no exp.
 
-    State: `threshold_q`, `threshold_k` (H, 1, D) when learned; `token_conv.conv.weight`; `output_scale` (H, 1, 1) for
-    l2. Attention dropout has no counterpart and is dropped.
+    State: `threshold_q`, `threshold_k` (H, 1, D) when learned; `token_conv.conv.weight`; `output_scale` a (H, 1, 1) for
+    l2 or learned scales, `mean_scale` b (H, 1, 1) for these. Attention dropout has no counterpart and is dropped.
     """
 
     Options = BinaryLinearAttentionOptions
-    no_decay = ("threshold_q", "threshold_k", "output_scale")
+    no_decay = ("threshold_q", "threshold_k", "output_scale", "mean_scale")
 
     def __init__(self, form: AttentionForm, options: BinaryLinearAttentionOptions) -> None:
         super().__init__()
@@ -146,7 +103,10 @@ class BinaryLinearAttention(Operator):
         is_learned = options.threshold == "learned" and options.codes != "real"
         self.threshold_q = nn.Parameter(torch.zeros(form.heads, 1, form.head_dim)) if is_learned else None
         self.threshold_k = nn.Parameter(torch.zeros(self.key_heads, 1, form.head_dim)) if is_learned else None
-        self.output_scale = nn.Parameter(torch.ones(form.heads, 1, 1)) if options.normaliser == "l2" else None
+        is_scaled = options.scales == "learned"
+        has_output_scale = is_scaled or options.normaliser == "l2"
+        self.output_scale = nn.Parameter(torch.ones(form.heads, 1, 1)) if has_output_scale else None
+        self.mean_scale = nn.Parameter(torch.zeros(form.heads, 1, 1)) if is_scaled else None
         self.token_conv = self._build_conv()
 
     @property
@@ -194,30 +154,37 @@ class BinaryLinearAttention(Operator):
         return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = self.encode(q, self.threshold_q), self.encode(k, self.threshold_k)
-        mixed = self._mix_by_sum(q, k, v) if self.options.normaliser == "sum" else self._mix_by_norm(q, k, v)
-        return mixed if self.token_conv is None else mixed + self._for_all_heads(self.token_conv(v))
+        mixed = self.mix(q, k, v)
+        if self.output_scale is not None:
+            mixed = mixed * self.output_scale
+        if self.mean_scale is not None:
+            mixed = mixed + self.for_all_heads(v.mean(dim=-2, keepdim=True)) * self.mean_scale
+        return mixed if self.token_conv is None else mixed + self.for_all_heads(self.token_conv(v))
 
-    def _for_all_heads(self, x: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The values v (B, K, M, E) weighted by similarity (B, H, N, E): the output without scales and convolution."""
+        q, k = self.encode(q, self.threshold_q), self.encode(k, self.threshold_k)
+        return self._mix_by_sum(q, k, v) if self.options.normaliser == "sum" else self._mix_by_norm(q, k, v)
+
+    def for_all_heads(self, x: Tensor) -> Tensor:
         """Repeats what the heads of keys and values gave (B, K, ...) for the query heads that share them."""
         share = self.form.heads // self.key_heads
         return x if share == 1 or self.key_heads == 1 else x.repeat_interleave(share, dim=1)
 
     def _mix_by_sum(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        numerator = q @ self._for_all_heads(k.transpose(-2, -1) @ v)
-        normaliser = q @ self._for_all_heads(k.sum(dim=-2).unsqueeze(-1))
+        numerator = q @ self.for_all_heads(k.transpose(-2, -1) @ v)
+        normaliser = q @ self.for_all_heads(k.sum(dim=-2).unsqueeze(-1))
         if self.constant:
             values = v.sum(dim=-2, keepdim=True) if self.options.constant_term == "sum" else v
-            numerator = numerator + self._for_all_heads(self.constant * values)
+            numerator = numerator + self.for_all_heads(self.constant * values)
             normaliser = normaliser + self.constant * k.shape[-2]
         # Sums of binary codes are whole numbers: 0 only where every similarity is 0, and so is the numerator.
         smallest = _NORM_EPS if self.options.codes == "real" else 1.0
         return numerator / normaliser.clamp_min(smallest)
 
     def _mix_by_norm(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        assert self.output_scale is not None
-        mixed = 0.5 * self._for_all_heads(v) + (q @ self._for_all_heads(k.transpose(-2, -1) @ v)) / math.pi
-        return F.normalize(mixed, dim=-1, eps=_NORM_EPS) * self.output_scale
+        mixed = 0.5 * self.for_all_heads(v) + (q @ self.for_all_heads(k.transpose(-2, -1) @ v)) / math.pi
+        return F.normalize(mixed, dim=-1, eps=_NORM_EPS)
 
     @classmethod
     def refuse(cls, site: Site, dense: nn.Module, options: BinaryLinearAttentionOptions) -> str | None:
@@ -258,7 +225,7 @@ class BinaryLinearAttention(Operator):
 
     @classmethod
     def from_dense(cls, dense: nn.Module, site: Site, options: BinaryLinearAttentionOptions) -> "BinaryLinearAttention":
-        """Starts at zero thresholds and, by default, a zero convolution: there are no weights to carry over."""
+        """Starts at zero thresholds, scales of 1 and 0 and, by default, a zero convolution: no weights carry over."""
         assert site.attention is not None
         return cls(site.attention, options)
 
@@ -273,7 +240,8 @@ class BinaryLinearAttention(Operator):
         of_keys = self._side_count(keys, width, value_width) + self._key_sums(keys, width, value_width)
         of_queries = self._side_count(queries, width, value_width) + self._mixing_count(queries, width, value_width)
         key_rows = batch * input_shapes[1][1]
-        return of_keys * key_rows + of_queries * (batch * heads) + self._conv_count(key_rows, keys, value_width)
+        of_heads = of_queries + self._scale_count(queries, keys, value_width)
+        return of_keys * key_rows + of_heads * (batch * heads) + self._conv_count(key_rows, keys, value_width)
 
     def _side_count(self, tokens: int, width: int, value_width: int) -> OpCount:
         """Coding the tokens of one side, and its product with or into the D x E state."""
@@ -294,10 +262,18 @@ class BinaryLinearAttention(Operator):
     def _mixing_count(self, queries: int, width: int, value_width: int) -> OpCount:
         outputs = queries * value_width
         if self.options.normaliser == "l2":
-            norm = {("mul", "f32"): 4 * outputs, ("add", "f32"): 2 * outputs, ("sqrt", "f32"): queries}
+            norm = {("mul", "f32"): 3 * outputs, ("add", "f32"): 2 * outputs, ("sqrt", "f32"): queries}
             return OpCount({**norm, ("div", "f32"): outputs})  # type: ignore[dict-item]
         sums = queries * width + bool(self.constant) * (outputs + queries)
         return OpCount({("add", "f32"): sums, ("div", "f32"): outputs})
+
+    def _scale_count(self, queries: int, keys: int, value_width: int) -> OpCount:
+        """One head's scales: of each output, and of the mean value, which is added to each output."""
+        scaled = queries * value_width * (self.output_scale is not None)
+        if self.mean_scale is None:
+            return OpCount({("mul", "f32"): scaled})
+        mean = {("mul", "f32"): scaled + 2 * value_width, ("add", "f32"): (queries + keys) * value_width}
+        return OpCount(mean)  # type: ignore[arg-type]
 
     def _conv_count(self, rows: int, tokens: int, width: int) -> OpCount:
         if self.token_conv is None:
@@ -358,6 +334,7 @@ class BinaryLinearAttention(Operator):
                 "released", codes="bit", normaliser="l2", conv_kernel=9, conv_layout="sequence", conv_init="normal"
             ),
             example("multi-query", key_heads=1),
+            example("learned-scales", scales="learned", key_heads=1),
             example("no-place-for-the-conv", keys=5),
             example("no-grid", grid=None),
             example("dropped-bias", dropped=("bias",)),

@@ -74,6 +74,18 @@ def test_a_recipe_that_calibrates_needs_images_and_says_how_to_give_them() -> No
         reparam.convert(vit(), RECIPE, example_input=images())
 
 
+def test_attention_is_calibrated_where_the_recipe_says_so(tmp_path: Path) -> None:
+    options = ["stage.0.rule.0.init=calibrated", "stage.0.rule.0.scales=learned"]
+    asked = {"example_input": images(), "overrides": options, "calibration": images(64), "out": tmp_path / "run"}
+    made = reparam.convert(vit(), "ladder-dwconv", **asked)
+    assert made.calibration is not None
+    assert [fit.path for fit in made.calibration.layers] == ["blocks.0.attn.core", "blocks.1.attn.core"]
+    assert all(fit.error < fit.rounded_error for fit in made.calibration.layers)
+    assert torch.equal(reparam.load(tmp_path / "run", base=vit)(images()), made.model.eval()(images()))
+    with pytest.raises(OptionError, match=r'"blocks\.0\.attn" is to start from images'):
+        reparam.convert(vit(), "ladder-dwconv", example_input=images(), overrides=options)
+
+
 def test_images_that_nothing_asks_for_are_refused() -> None:
     with pytest.raises(OptionError, match='recipe "shift-ptq" calibrates nothing here'):
         reparam.convert(vit(), "shift-ptq", example_input=images(), calibration=images(32))

@@ -12,7 +12,7 @@ from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders
 from reparam.train.progress import Silent
 from tests.api.test_calibrate import RECIPE
-from tests.pico import images, vit
+from tests.pico import ATTENTION, images, recipe, vit
 
 
 class Notes(Silent):
@@ -34,3 +34,25 @@ def test_a_stage_begins_calibrated_on_its_training_images(tmp_path: Path) -> Non
     wanted = opened.dense.eval()(images(64, seed=9))
     assert (model(images(64, seed=9)) - wanted).norm() < (plain(images(64, seed=9)) - wanted).norm()
     assert notes.messages[0].startswith("calibrated 1/8 blocks.0.attn.qkv: output error")
+
+
+def test_attention_that_an_earlier_stage_has_trained_is_not_fitted_again(tmp_path: Path) -> None:
+    attention = {**ATTENTION, "options": {"init": "calibrated"}}
+    layers = {"match": {"kind": "linear"}, "operator": "shift_linear", "options": {"init": "calibrated"}}
+    run = tmp_path / "run"
+    reparam.convert(
+        vit(), recipe([attention], [layers]), example_input=images(), calibration=images(32), stages=1, out=run
+    )
+    whole = tmp_path / "whole"
+    reparam.convert(vit(), recipe([attention], [layers]), example_input=images(), calibration=images(32), out=whole)
+    trained = reparam.load(run, base=vit)
+    with torch.no_grad():
+        trained.blocks[0].attn.core.threshold_q.fill_(0.25)
+    opened = open_run(whole, DataSettings(), recipe=None, overrides=(), device=torch.device("cpu"), base=vit)
+    reparam.save(trained, opened.stage_folder(0))
+    batches = [(images(32, seed=seed), torch.zeros(32, dtype=torch.long)) for seed in range(4)]
+    notes = Notes()
+    model = start_stage(opened, 1, TrainSettings(), Loaders(train=batches, val=batches), notes)
+    assert torch.equal(model.blocks[0].attn.core.threshold_q, trained.blocks[0].attn.core.threshold_q)
+    assert not any("core" in message for message in notes.messages)
+    assert notes.messages[0].startswith("calibrated 1/")

@@ -40,7 +40,7 @@ def test_inputs_are_those_of_whole_runs_before_and_after_blocks_are_finished() -
             wanted = honest(model, path, batches)
             with torch.no_grad():
                 outputs = [model.get_submodule(path)(x) for x in wanted]
-            for (x, y), wanted_x, wanted_y in zip(run.at(path), wanted, outputs, strict=True):
+            for ((x,), y), wanted_x, wanted_y in zip(run.at(path), wanted, outputs, strict=True):
                 assert torch.equal(x, wanted_x)
                 assert torch.equal(y, wanted_y)
         run.finish(f"blocks.{block}", f"blocks.{block + 1}.attn.qkv" if block < 2 else "head")
@@ -67,7 +67,7 @@ def test_changes_of_the_layer_at_hand_are_seen_and_the_model_is_left_as_it_was()
     assert torch.equal(model(images()), before)
     with torch.no_grad():
         model.blocks[1].attn.proj.weight.mul_(2)
-    (after, _), *_ = run.at("blocks.1.mlp.fc1")
+    ((after,), _), *_ = run.at("blocks.1.mlp.fc1")
     assert torch.equal(after, honest(model, "blocks.1.mlp.fc1", batches)[0])
 
 
@@ -81,7 +81,7 @@ def test_a_skip_over_a_block_forbids_the_short_cut() -> None:
     for number in (0, 1):
         block: nn.Linear = model.blocks[number]  # type: ignore[assignment]
         block.register_forward_pre_hook(lambda _, __, number=number: calls.append(f"blocks.{number}"))
-    for (x, _), wanted in zip(run.at("blocks.2"), honest(model, "blocks.2", batches), strict=True):
+    for ((x,), _), wanted in zip(run.at("blocks.2"), honest(model, "blocks.2", batches), strict=True):
         assert torch.equal(x, wanted)
     assert calls.count("blocks.1") == 4  # twice here, twice in the honest runs
 

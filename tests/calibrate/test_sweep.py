@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.calibrate.journal import Journal
-from reparam.calibrate.order import find_order, wants_calibration
+from reparam.calibrate.order import find_order
 from reparam.calibrate.records import CalibrationStep
 from reparam.calibrate.sweep import calibrate_
 from reparam.errors import DataError
+from reparam.graph.observe import observe_attention_
+from reparam.graph.rewrite import rewrite
 from reparam.models.cifar_resnet import CifarResNet
 from reparam.ops.fixed_point import FixedPoint
 from reparam.recipe.schema import Recipe
-from tests.pico import LINEAR, convert, images, recipe, vit
+from tests.pico import ATTENTION, LINEAR, convert, images, plan_for, recipe, vit
 
 
 def calibrated_recipe(**options: Any) -> Recipe:
@@ -69,10 +71,10 @@ def test_layers_come_in_the_order_of_the_run_and_are_told_one_by_one() -> None:
 
 def test_blocks_are_the_outermost_members_of_lists() -> None:
     model, dense = pair()
-    order = find_order(model, dense, images(2))
+    order = find_order(model, dense, images(2), chosen=lambda path: True)
     assert {target.block for target in order.targets} == {None, "blocks.0", "blocks.1"}
     model, dense = pair(resnet)
-    order = find_order(model, dense, images(2))
+    order = find_order(model, dense, images(2), chosen=lambda path: True)
     assert {target.block for target in order.targets} == {None, "layer1.0", "layer2.0", "layer3.0"}
 
 
@@ -80,7 +82,6 @@ def test_only_layers_that_ask_for_it_change() -> None:
     dense = vit()
     model = convert(copy.deepcopy(dense), recipe([LINEAR]), images()).eval()
     before = copy.deepcopy(model.state_dict())
-    assert not wants_calibration(model)
     assert calibrate_(model, dense, images(32)).layers == ()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -186,3 +187,43 @@ def test_activation_grids_take_their_range_from_the_images() -> None:
 
 def test_the_public_records_are_the_rooms_own() -> None:
     assert reparam.CalibrationStep is CalibrationStep
+
+
+def attention_pair(make: Callable[[], nn.Module] = vit, **options: Any) -> tuple[nn.Module, nn.Module]:
+    rule = {**ATTENTION, "options": {"init": "calibrated", "scales": "learned", **options}}
+    dense = make()
+    planned = plan_for(dense, recipe([rule]))
+    model = rewrite(copy.deepcopy(dense), planned, images()).eval()
+    return model, observe_attention_(dense, planned.steps, images())
+
+
+def test_attention_follows_the_softmax_block_by_block() -> None:
+    model, dense = attention_pair()
+    before = distance(model, dense, images(64, seed=7))
+    found = calibrate_(model, dense, images(64))
+    assert [fit.path for fit in found.layers] == ["blocks.0.attn.core", "blocks.1.attn.core"]
+    assert all(fit.error < fit.rounded_error for fit in found.layers)
+    assert distance(model, dense, images(64, seed=7)) < before
+
+
+def test_attention_without_anything_to_follow_is_named() -> None:
+    model, _ = attention_pair()
+    found = calibrate_(model, vit(), images(32))
+    assert {left.path for left in found.uncalibrated} == {"blocks.0.attn.core", "blocks.1.attn.core"}
+
+
+def test_layers_that_are_not_chosen_keep_what_they_have() -> None:
+    """A later stage must not fit again what an earlier one has trained."""
+    model, dense = attention_pair()
+    before = copy.deepcopy(model.blocks[0].attn.core.state_dict())
+    found = calibrate_(model, dense, images(32), chosen=lambda path: path.startswith("blocks.1"))
+    assert [fit.path for fit in found.layers] == ["blocks.1.attn.core"]
+    assert all(torch.equal(before[name], t) for name, t in model.blocks[0].attn.core.state_dict().items())
+
+
+def test_attention_that_meets_numbers_that_are_not_finite_is_named() -> None:
+    model, dense = attention_pair()
+    pictures = images(32)
+    pictures[3, 0, 2, 2] = torch.inf
+    with pytest.raises(DataError, match=r"calibration: blocks\.0\.attn\.core is given or makes numbers"):
+        calibrate_(model, dense, pictures)

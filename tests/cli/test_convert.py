@@ -75,7 +75,7 @@ def test_progress_and_errors_of_the_layers_are_shown(run_cli: RunCli, monkeypatc
 
     monkeypatch.setitem(vars(reparam), "convert", convert)
     answer = run_cli("convert", "m", "--recipe", "r", "--calibration-dir", "pics")
-    assert "calibrated 1/1 blocks.0.fc: output error 5.0%, plainly rounded 20.0%" in answer.err
+    assert "calibrated 1/1 blocks.0.fc: output error 5.0%, uncalibrated 20.0%" in answer.err
     assert "output error on 32 images" in answer.out
     assert "blocks.1.fc: not calibrated, it did not run on the calibration images" in answer.out
     spoken = json.loads(run_cli("convert", "m", "--recipe", "r", "--calibration-dir", "pics", "--json").out)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reparam.counts import OpCount
 from reparam.ops.binary_attention import BinaryLinearAttention, BinaryLinearAttentionOptions
 from reparam.ops.integer import binary_attention_integer
 from reparam.ops.site import AttentionForm, TokenGrid
@@ -83,6 +84,31 @@ def test_the_l2_normaliser_gives_unit_rows_times_a_learned_scale() -> None:
     assert core.output_scale is not None
     nn.init.constant_(core.output_scale, 3.0)
     torch.testing.assert_close(core(q, k, v).norm(dim=-1), torch.full((2, 2, 7), 3.0, dtype=torch.float64))
+
+
+def test_learned_scales_start_as_none_and_weigh_the_mixture_and_the_mean_of_each_head() -> None:
+    core, plain = build(scales="learned"), build()
+    q, k, v = qkv()
+    assert torch.equal(core(q, k, v), plain(q, k, v))
+    assert core.output_scale is not None
+    assert core.mean_scale is not None
+    with torch.no_grad():
+        core.output_scale.copy_(torch.tensor([3.0, 0.5]).view(2, 1, 1))
+        core.mean_scale.copy_(torch.tensor([-2.0, 0.25]).view(2, 1, 1))
+    mixture, mean = plain(q, k, v), v.mean(2, keepdim=True)
+    torch.testing.assert_close(core(q, k, v)[:, 0], 3 * mixture[:, 0] - 2 * mean[:, 0])
+    torch.testing.assert_close(core(q, k, v)[:, 1], 0.5 * mixture[:, 1] + 0.25 * mean[:, 1])
+
+
+def test_learned_scales_are_counted() -> None:
+    shapes = [t.shape for t in qkv()]
+    batch_heads, tokens, width = 2 * 2, 7, 4
+    assert build(scales="learned").op_count(*shapes) == build().op_count(*shapes) + OpCount(
+        {
+            ("mul", "f32"): batch_heads * (tokens * width + 2 * width),  # each output; the mean, by 1 / N and by b
+            ("add", "f32"): batch_heads * (tokens * width + tokens * width),  # the values' sum, and to each output
+        }
+    )
 
 
 def test_the_convolution_is_two_dimensional_and_skips_prefix_tokens() -> None:

@@ -32,8 +32,10 @@ def calibration_progress_on(console: Console) -> Iterator[Callable[["Calibration
 
 
 def calibration_view(found: "Calibration") -> RenderableType:
-    """Returns the output error of each layer, plainly rounded and calibrated, as a share of its output's norm."""
-    table = plain_table("layer", "rounded", "calibrated", "", title=f"output error on {counted(found.images, 'image')}")
+    """Returns the output error of each layer, uncalibrated and calibrated, as a share of its output's norm."""
+    table = plain_table(
+        "layer", "uncalibrated", "calibrated", "", title=f"output error on {counted(found.images, 'image')}"
+    )
     largest = max((fit.rounded_error for fit in found.layers), default=0.0)
     for fit in found.layers:
         table.add_row(fit.path, f"{fit.rounded_error:.1%}", f"{fit.error:.1%}", _bar(fit.error, of=largest))
@@ -44,7 +46,7 @@ def calibration_view(found: "Calibration") -> RenderableType:
 def _line(step: "CalibrationStep") -> Text:
     fit = step.fit
     place = f"calibrated {step.number}/{step.layers} {fit.path}"
-    return Text(f"{place}: output error {fit.error:.1%}, plainly rounded {fit.rounded_error:.1%}")
+    return Text(f"{place}: output error {fit.error:.1%}, uncalibrated {fit.rounded_error:.1%}")
 
 
 def _bar(share: float, *, of: float) -> str:
