@@ -24,7 +24,7 @@ from reparam.train.data import ImageFormat, make_eval_loader, sample_images
 from reparam.train.regime import count_outputs
 
 #: DeepShift's start from pretrained weights: exponents from -15 to 0, no zero, no offsets.
-_DEEPSHIFT = {"zero_code": "false", "per_channel_offset": "false", "init": '"rounded"'}
+_DEEPSHIFT = {"zero_code": "false", "per_channel_offset": "false", "init": '"rounded"', "bias_correction": "false"}
 
 
 class Row(NamedTuple):

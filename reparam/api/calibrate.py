@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reparam.api.subject import Subject
 from reparam.atomic import write_text
 from reparam.calibrate.journal import Journal, digest
+from reparam.calibrate.norm_statistics import correct_biases_
 from reparam.calibrate.obq import DAMPING
 from reparam.calibrate.records import Calibration, CalibrationStep
 from reparam.calibrate.sweep import FEWEST_IMAGES, calibrate_
@@ -63,6 +64,11 @@ def calibrated_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(step for step in steps if _is_calibrated(step.options))
 
 
+def follows_dense(steps: Sequence[Step]) -> bool:
+    """Whether any of these steps looks at the dense model once it is converted."""
+    return any(_is_calibrated(step.options) or step.options.get("bias_correction") for step in steps)
+
+
 def followed(dense: nn.Module, steps: Sequence[Step], example_input: ExampleInput) -> nn.Module:
     """A copy of the dense model that shows what the steps' operators are to follow."""
     return observe_attention_(copy.deepcopy(dense), calibrated_steps(steps), example_input)
@@ -103,6 +109,16 @@ def calibrated_(
             ", ".join(f"{fit.dead_inputs} of {fit.path}" for fit in dead),
         )
     return found
+
+
+def corrected_(model: nn.Module, dense: nn.Module, example_input: ExampleInput, *, steps: Sequence[Step]) -> None:
+    """Corrects the biases that these steps ask for, as `correct_biases_` does, and says how far that went."""
+    wanted = [step for step in steps if step.options.get("bias_correction")]
+    if not wanted:
+        return
+    paths = {step.site.path for step in wanted}
+    done = correct_biases_(model, dense, example_input, chosen=paths.__contains__)
+    logger.info("biases corrected from batch norms: %d of %d layers", len(done), len(wanted))
 
 
 def journal_for(out: Path, planned: Plan, record: WeightsRecord, images: Tensor | None) -> Journal | None:

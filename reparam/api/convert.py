@@ -8,7 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, followed, images_for, journal_for, write_calibration
+from reparam.api.calibrate import (
+    CALIBRATION_IMAGES,
+    calibrated_,
+    corrected_,
+    followed,
+    follows_dense,
+    images_for,
+    journal_for,
+    write_calibration,
+)
 from reparam.api.recipes import check_recipe
 from reparam.api.subject import Subject, count_totals, resolve_subject
 from reparam.atomic import atomic_folder, refuse_foreign
@@ -146,13 +155,15 @@ def _converted(
     progress: Callable[[CalibrationStep], None],
     journal: Journal | None = None,
 ) -> Conversion:
-    original = None if images is None else followed(dense, planned.steps, subject.example_input)
+    original = followed(dense, planned.steps, subject.example_input) if follows_dense(planned.steps) else None
     model = rewrite(dense, planned, subject.example_input)
     inputs = input_specs(subject.example_input)
     if _has_data(subject.example_input):
         calibrate_fixed_point_(model, as_arguments(subject.example_input))
     found = None
-    if images is not None and original is not None:
+    if original is not None:
+        corrected_(model, original, subject.example_input, steps=planned.steps)
+    if original is not None and images is not None:
         found = calibrated_(model, original, images, steps=planned.steps, progress=progress, journal=journal)
     attach(model, Provenance(spec=subject.spec, plan=planned, weights=record, inputs=inputs))
     return Conversion(model=model, plan=planned, calibration=found)

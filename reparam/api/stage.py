@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, calibrated_steps, followed
+from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, calibrated_steps, corrected_, followed
 from reparam.api.latency import set_expert_latencies_
 from reparam.api.resume import RECOVERY, StageResult
 from reparam.api.run import LAST, Run
@@ -107,9 +107,7 @@ def find_state(run: Run, i: int, progress: Progress) -> TrainState | None:
 def start_stage(run: Run, i: int, settings: TrainSettings, loaders: Loaders, progress: Progress) -> nn.Module:
     """The model that a stage begins with: converted, fitted, its experts' latencies known."""
     model = _untrained(run, i, settings)
-    steps = calibrated_steps(run.plan.stages[i].steps)
-    if steps:
-        _calibrate_to_dense_(model, run, steps, loaders=loaders, progress=progress)
+    _start_from_dense_(model, run, run.plan.stages[i].steps, loaders=loaders, progress=progress)
     if settings.fit_images:
         _fit_to_dense_(model, run, settings, loaders=loaders, progress=progress)
     example_input = torch.zeros(settings.batch_size, *run.image.input_size, device=run.device)
@@ -133,9 +131,14 @@ def _untrained(run: Run, i: int, settings: TrainSettings) -> nn.Module:
     return run.stage_model(i)
 
 
-def _calibrate_to_dense_(
+def _start_from_dense_(
     model: nn.Module, run: Run, steps: Sequence[Step], *, loaders: Loaders, progress: Progress
 ) -> None:
+    example_input = torch.zeros(2, *run.image.input_size, device=run.device)
+    corrected_(model, run.dense, example_input, steps=steps)
+    calibrated = calibrated_steps(steps)
+    if not calibrated:
+        return
     if run.weights.kind == "none":
         progress.message("no calibration to the dense original: it has random weights")
         return
@@ -144,7 +147,8 @@ def _calibrate_to_dense_(
         progress.message(f"calibrated {step.number}/{step.layers} {step.fit.path}: output error {step.fit.error:.1%}")
 
     images = first_images(loaders.train, CALIBRATION_IMAGES, device=run.device)
-    calibrated_(model, followed(run.dense, steps, images[:2]), images, steps=steps, progress=report)
+    shown = followed(run.dense, calibrated, example_input)
+    calibrated_(model, shown, images, steps=calibrated, progress=report)
 
 
 def _fit_to_dense_(

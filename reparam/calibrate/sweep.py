@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reparam.calibrate.activation import fit_range_
 from reparam.calibrate.attention import Parts, fit_attention_
 from reparam.calibrate.journal import Entry, Journal
+from reparam.calibrate.modes import evaluating
 from reparam.calibrate.moments import MomentSums, ShiftProduct
 from reparam.calibrate.order import Calibrated, find_order
 from reparam.calibrate.prefix import Prefix
@@ -50,14 +51,8 @@ def calibrate_(
     """
     if len(images) < FEWEST_IMAGES:
         raise DataError(f"calibration: wanted at least {FEWEST_IMAGES} images, got {len(images)}; 128 is a good number")
-    modes = [(module, module.training) for root in (model, dense) for module in root.modules()]
-    model.eval()
-    dense.eval()
-    try:
+    with evaluating(model, dense):
         return _sweep(model, dense, images, chosen, progress, journal)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _sweep(

@@ -29,9 +29,12 @@ def observe_attention_(model: nn.Module, steps: Sequence[Step], example_input: E
         steps: of a plan that was made for it; those that are not attention are passed over.
         example_input: makes the calls whose forwards are opened.
     """
+    owners = attention_by_owner(steps)
+    if not owners:
+        return model
     trace, opener = probe(model, example_input), CoreOpener()
     with ExitStack() as undo:
-        for path, of_owner in attention_by_owner(steps).items():
+        for path, of_owner in owners.items():
             owner, calls = model.get_submodule(path), trace.calls_of(path)
             if isinstance(owner, nn.MultiheadAttention):
                 put_multihead(model, path, exact_multihead(owner, calls), undo)

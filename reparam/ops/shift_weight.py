@@ -43,6 +43,11 @@ class ShiftOptions(OperatorOptions):
         description="Offsets by the largest weight (rounded) or the smallest squared error (least-squares), or the "
         "weights too by the layer's output on images (calibrated).",
     )
+    bias_correction: bool = Field(
+        False,
+        description="Take the mean that rounding adds to the output off the bias or the batch norm behind, as far as "
+        "batch norms know the layer's inputs; needs no data.",
+    )
     domain: Domain = Field("log", description="Nearest exponent (log) or nearest value (linear).")
     rounding: Literal["nearest", "stochastic"] = Field("nearest", description="Stochastic applies in training only.")
     per_channel_offset: bool = Field(True, description="Shift each output channel's range to its largest weight.")
@@ -66,6 +71,12 @@ class ShiftOptions(OperatorOptions):
             raise ValueError('parameterisation "ps" trains one shift and one sign for a weight; set terms = 1')
         if self.terms > 1 and not self.zero_code:
             raise ValueError("a second term needs a code for zero; set zero_code = true")
+        return self
+
+    @model_validator(mode="after")
+    def _a_mean_is_corrected_once(self) -> "ShiftOptions":
+        if self.bias_correction and self.init == "calibrated":
+            raise ValueError("calibration corrects biases on its images; set bias_correction = false")
         return self
 
     @property

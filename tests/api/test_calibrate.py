@@ -11,6 +11,7 @@ from PIL import Image
 import reparam
 from reparam.api.calibrate import CALIBRATION_NAME
 from reparam.errors import DataError, OptionError
+from reparam.models.cifar_resnet import CifarResNet
 from tests.pico import images, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -129,3 +130,16 @@ def test_dead_inputs_are_said(caplog: pytest.LogCaptureFixture) -> None:
             calibration=torch.randn(32, 4) * torch.tensor([1.0, 1.0, 0.0, 1.0]),
         )
     assert "inputs that were 0 for every image, whose weights are rounded as they are: 1 of 0" in caplog.text
+
+
+def test_recipes_without_data_correct_biases_and_say_how_many(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    dense = CifarResNet(1, num_classes=3).eval()
+    with caplog.at_level(logging.INFO, logger="reparam"):
+        made = reparam.convert(dense, "shift-ptq", example_input=images())
+    assert "biases corrected from batch norms: 6 of 6 layers" in caplog.text
+    assert not torch.equal(made.model.get_buffer("layer1.0.bn1.running_mean"), dense.layer1[0].bn1.running_mean)
+    plain = reparam.convert(
+        dense, "shift-ptq", example_input=images(), overrides=["stage.0.rule.2.bias_correction=false"]
+    )
+    assert torch.equal(plain.model.get_buffer("layer1.0.bn1.running_mean"), dense.layer1[0].bn1.running_mean)

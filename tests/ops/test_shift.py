@@ -256,3 +256,8 @@ def test_latents_do_not_wind_up_and_can_come_back(parameterisation: str, directi
         shift.weight.backward(torch.full((2, 3), -direction))
         optimiser.step()
     assert not torch.equal(shift.weight, saturated)
+
+
+def test_biases_are_corrected_by_images_or_by_norms_and_not_by_both() -> None:
+    with pytest.raises(OptionError, match="calibration corrects biases on its images; set bias_correction = false"):
+        parse_options(ShiftLinear, {"init": "calibrated", "bias_correction": True}, where="here")

@@ -148,8 +148,8 @@ def test_deepshift_is_five_bits_without_offsets_on_every_linear(name: str, zero_
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("shift-ptq", {"bits": 5, "init": "least-squares"}),
-        ("shift-ptq-2term", {"bits": 5, "init": "least-squares", "terms": 2}),
+        ("shift-ptq", {"bits": 5, "init": "least-squares", "bias_correction": True}),
+        ("shift-ptq-2term", {"bits": 5, "init": "least-squares", "bias_correction": True, "terms": 2}),
         ("shift-ptq-calibrated", {"bits": 5, "init": "calibrated"}),
     ],
 )
