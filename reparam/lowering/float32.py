@@ -3,7 +3,7 @@
 from torch import nn
 
 from reparam.lowering.base import Backend, backend
-from reparam.lowering.plain import PlainShiftConv2d, PlainShiftLinear, plain_attention
+from reparam.lowering.plain import PlainBinaryAttention, PlainShiftConv2d, PlainShiftLinear
 from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.shift import ShiftLinear
 from reparam.ops.shift_conv2d import ShiftConv2d
@@ -19,6 +19,6 @@ class Float32(Backend):
             return PlainShiftLinear(module), "linear layer with rounded weights"
         if isinstance(module, ShiftConv2d):
             return PlainShiftConv2d(module), "convolution with rounded weights"
-        if isinstance(module, BinaryLinearAttention) and (plain := plain_attention(module)):
-            return plain, "binary attention in float32"
+        if isinstance(module, BinaryLinearAttention):
+            return PlainBinaryAttention(module), "binary attention in float32"
         return None

@@ -12,7 +12,7 @@ from reparam.lowering.base import Backend, backend
 from reparam.lowering.integer_adder import IntegerAdderConv2d, IntegerAdderLinear
 from reparam.lowering.integer_experts import grouped_experts
 from reparam.lowering.integer_layers import IntegerShiftConv2d, IntegerShiftLinear, describe
-from reparam.lowering.plain import plain_attention
+from reparam.lowering.plain import PlainBinaryAttention
 from reparam.ops.adder_conv2d import AdderConv2d
 from reparam.ops.adder_linear import AdderLinear
 from reparam.ops.binary_attention import BinaryLinearAttention
@@ -43,8 +43,8 @@ class Int8(Backend):
             if experts := grouped_experts(module, met):
                 return experts, "grouped integer products, the multiply expert's weights in int8"
             return None
-        if isinstance(module, BinaryLinearAttention) and (plain := plain_attention(module)):
-            return plain, "binary attention in float32"
+        if isinstance(module, BinaryLinearAttention):
+            return PlainBinaryAttention(module), "binary attention in float32"
         return None
 
     def refuse(self, device: torch.device) -> str | None:

@@ -51,8 +51,7 @@ class _IntegerAdder(LoweredModule):
         """Maps x (B, H, W, I) to (B, OH, OW, O)."""
         form = self.form
         sizes = (form.kernel, form.stride, form.padding, form.dilation, form.groups)
-        out: Tensor = integer_adder(x.float(), self.packed, self.scale, self.bias, self.step, *sizes)
-        return out
+        return integer_adder(x.float(), self.packed, self.scale, self.bias, self.step, *sizes)
 
 
 class IntegerAdderConv2d(_IntegerAdder, ConvAttributes):

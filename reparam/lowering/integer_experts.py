@@ -46,8 +46,7 @@ class GroupedLinear(LoweredModule):
 
     def forward(self, rows: Tensor, first: Tensor) -> Tensor:
         """Maps sorted tokens (T, C) to (T, O); rows before `first` (1,) are the multiply expert's."""
-        out: Tensor = grouped_integer_linear(rows, self.packed, self.scale, self.bias, first, self.step)
-        return out
+        return grouped_integer_linear(rows, self.packed, self.scale, self.bias, first, self.step)
 
 
 class GroupedExperts(LoweredModule):

@@ -32,6 +32,10 @@ class _Part(nn.Module):
         self.register_buffer("scale", scale)
 
 
+def _parts(parts: nn.ModuleList) -> list[_Part]:
+    return [part for part in parts if isinstance(part, _Part)]
+
+
 class IntegerShiftLinear(LoweredModule):
     """Y = X W' + b in integers. Shapes as `ShiftLinear`."""
 
@@ -44,9 +48,10 @@ class IntegerShiftLinear(LoweredModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (..., I) to (..., O), float32."""
-        rows, first = self.codes(x.reshape(-1, self.in_features)), self.parts[0]
-        out: Tensor = integer_linear(rows, first.packed, first.scale, self.bias, self.codes.step)
-        for part in self.parts[1:]:
+        rows = self.codes(x.reshape(-1, self.in_features))
+        first, *others = _parts(self.parts)
+        out = integer_linear(rows, first.packed, first.scale, self.bias, self.codes.step)
+        for part in others:
             out = out + integer_linear(rows, part.packed, part.scale, None, self.codes.step)
         return out.reshape(*x.shape[:-1], self.out_features)
 
@@ -72,17 +77,13 @@ class IntegerShiftConv2d(LoweredModule, ConvAttributes):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, I, H, W) to (B, O, OH, OW), float32."""
-        x, first = self.codes(self.form.prepared(x)), self.parts[0]
-        out = self._product(x, first, self.bias)
-        for part in self.parts[1:]:
-            out = out + self._product(x, part, None)
-        return out
-
-    def _product(self, x: Tensor, part: nn.Module, bias: Tensor | None) -> Tensor:
-        form = self.form
+        x, form, step = self.codes(self.form.prepared(x)), self.form, self.codes.step
         sizes = (form.kernel, form.stride, form.padding, form.dilation, form.groups)
-        product: Tensor = integer_conv2d(x, part.packed, part.scale, bias, self.codes.step, *sizes)
-        return product
+        first, *others = _parts(self.parts)
+        out = integer_conv2d(x, first.packed, first.scale, self.bias, step, *sizes)
+        for part in others:
+            out = out + integer_conv2d(x, part.packed, part.scale, None, step, *sizes)
+        return out
 
     def extra_repr(self) -> str:
         """Shape and codes, for `repr`."""

@@ -3,8 +3,6 @@
 They are what every other backend may fall back on, and what exports are made from.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,41 +74,16 @@ def _bias(layer: ShiftLinear | ShiftConv2d) -> nn.Parameter:
     return bias  # type: ignore[return-value]  # torch's stub forgets that a layer may have none
 
 
-class PlainBinaryAttention(LoweredModule):
-    """Sum-normalised binary linear attention without what training needs; never builds N x M. Shapes as its operator.
-
-    numerator = q (k' v) + c sum_j v[j],   normaliser = q (k' 1) + c M
-    """
+class PlainBinaryAttention(LoweredModule, BinaryLinearAttention):
+    """The operator with codes by comparison alone: nothing is kept for a gradient. Never builds N x M."""
 
     def __init__(self, core: BinaryLinearAttention) -> None:
-        super().__init__()
-        self.low, self.constant = (-1.0 if core.options.codes == "sign" else 0.0), core.constant
-        self.weighs_own = core.options.constant_term == "own"
-        self.share = core.form.heads // core.key_heads if core.key_heads > 1 else 1
-        self.threshold_q, self.threshold_k = copy.deepcopy((core.threshold_q, core.threshold_k))
-        self.token_conv = copy.deepcopy(core.token_conv)
+        super().__init__(core.form, core.options)
+        self.load_state_dict(core.state_dict())
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attends q (B, H, N, D) to k (B, H, M, D) and returns (B, H, N, E)."""
-        codes_q, codes_k = self._codes(q, self.threshold_q), self._codes(k, self.threshold_k)
-        numerator = codes_q @ self._for_all_heads(codes_k.transpose(-2, -1) @ v)
-        normaliser = codes_q @ self._for_all_heads(codes_k.sum(dim=-2).unsqueeze(-1))
-        if self.constant:
-            weighed = v if self.weighs_own else v.sum(dim=-2, keepdim=True)
-            numerator = numerator + self._for_all_heads(self.constant * weighed)
-            normaliser = normaliser + self.constant * k.shape[-2]
-        mixed = numerator / normaliser.clamp_min(1.0)
-        return mixed if self.token_conv is None else mixed + self._for_all_heads(self.token_conv(v))
-
-    def _codes(self, x: Tensor, threshold: Tensor | None) -> Tensor:
-        is_high = x >= (0.0 if threshold is None else threshold)
-        return torch.where(is_high, 1.0, self.low).to(x.dtype)
-
-    def _for_all_heads(self, x: Tensor) -> Tensor:
-        return x if self.share == 1 else x.repeat_interleave(self.share, dim=1)
-
-
-def plain_attention(core: BinaryLinearAttention) -> nn.Module | None:
-    """The plain form of a core; None for codes and normalisers whose operator is plain already."""
-    is_binary = core.options.codes != "real" and core.options.normaliser == "sum"
-    return PlainBinaryAttention(core) if is_binary else None
+    def encode(self, x: Tensor, threshold: Tensor | None) -> Tensor:
+        """Returns the codes of q or k, same shape and dtype."""
+        if self.options.codes == "real":
+            return super().encode(x, threshold)
+        low = -1.0 if self.options.codes == "sign" else 0.0
+        return torch.where(x >= (0.0 if threshold is None else threshold), 1.0, low).to(x.dtype)

@@ -18,6 +18,6 @@ def made(cls: type[Operator], example: Example) -> Operator:
     torch.manual_seed(0)
     operator = cls.from_dense(example.dense(), example.site, example.options).eval()
     for name, parameter in operator.named_parameters():
-        if name.startswith(("threshold", "token_conv")):
+        if name.startswith(("threshold", "token_conv", "mean_scale", "output_scale")):
             nn.init.normal_(parameter, std=0.3)  # they start at zero, where a lost one would not show
     return operator
