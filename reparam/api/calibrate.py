@@ -21,6 +21,8 @@ from reparam.graph.observe import observe_attention_
 from reparam.graph.records import Plan, Step
 from reparam.models.weights import WeightsRecord
 from reparam.recipe.data_settings import DataSettings
+from reparam.reporting.calibration import draw_calibration
+from reparam.reporting.figure import NO_MATPLOTLIB, can_draw
 from reparam.trace.probe import ExampleInput
 from reparam.train.data import image_format, sample_images
 
@@ -130,8 +132,13 @@ def journal_for(out: Path, planned: Plan, record: WeightsRecord, images: Tensor 
 
 
 def write_calibration(folder: Path, found: Calibration) -> None:
-    """Writes `calibration.json` into a run: the errors of every layer."""
-    write_text(folder / CALIBRATION_NAME, found.model_dump_json(indent=2) + "\n")
+    """Writes `calibration.json` into a run, the errors of every layer, and a picture of them beside it."""
+    target = folder / CALIBRATION_NAME
+    write_text(target, found.model_dump_json(indent=2) + "\n")
+    if not can_draw():
+        logger.info(NO_MATPLOTLIB)
+    elif found.layers:
+        draw_calibration(found, target.with_suffix(""))
 
 
 def _is_calibrated(options: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import reparam
 from reparam.api.calibrate import CALIBRATION_NAME
 from reparam.errors import DataError, OptionError
 from reparam.models.cifar_resnet import CifarResNet
+from reparam.reporting.figure import can_draw
 from tests.pico import images, vit
 
 PICO = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -34,6 +35,8 @@ def test_pictures_without_labels_calibrate_a_named_model_and_the_run_says_how_we
     assert made.calibration.images == 40
     written = json.loads((tmp_path / "run" / CALIBRATION_NAME).read_text(encoding="utf-8"))
     assert reparam.Calibration.model_validate(written) == made.calibration
+    assert (tmp_path / "run" / "calibration.png").is_file() == can_draw()
+    assert (tmp_path / "run" / "calibration.svg").is_file() == can_draw()
     assert torch.equal(reparam.load(tmp_path / "run")(images()), made.model.eval()(images()))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["pictures", "run"]
 
