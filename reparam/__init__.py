@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from reparam import errors as errors
 
 if TYPE_CHECKING:
+    from reparam.api.bench import Bench as Bench
+    from reparam.api.bench import BenchCase as BenchCase
+    from reparam.api.bench import bench as bench
     from reparam.api.convert import Conversion as Conversion
     from reparam.api.convert import convert as convert
     from reparam.api.coverage import coverage as coverage
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from reparam.compare.records import Verification as Verification
     from reparam.cost.energy import Energy as Energy
     from reparam.cost.energy_table import MemoryLevels as MemoryLevels
+    from reparam.cost.measurement import Comparison as Comparison
     from reparam.cost.measurement import Measured as Measured
     from reparam.cost.measurement import Measurement as Measurement
     from reparam.exporting.base import Exported as Exported
@@ -72,8 +76,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Bench": "reparam.api.bench",
+    "BenchCase": "reparam.api.bench",
     "Calibration": "reparam.calibrate.records",
     "CalibrationStep": "reparam.calibrate.records",
+    "Comparison": "reparam.cost.measurement",
     "Conversion": "reparam.api.convert",
     "Coverage": "reparam.survey.records",
     "DataSettings": "reparam.recipe.data_settings",
@@ -107,6 +114,7 @@ _HOME = {
     "SurveyStep": "reparam.survey.run",
     "TrainSettings": "reparam.recipe.settings",
     "Verification": "reparam.compare.records",
+    "bench": "reparam.api.bench",
     "check_recipe": "reparam.api.recipes",
     "convert": "reparam.api.convert",
     "coverage": "reparam.api.coverage",

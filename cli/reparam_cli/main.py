@@ -10,6 +10,7 @@ import typer
 
 import reparam
 from reparam_cli import (
+    bench,
     convert,
     coverage,
     demo,
@@ -44,6 +45,7 @@ for verb in (
     finetune.finetune,
     evaluate.evaluate,
     profile.profile,
+    bench.bench,
     report.report,
     export.export,
     verify.verify,

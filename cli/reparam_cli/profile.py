@@ -5,26 +5,10 @@ from typing import Annotated
 import typer
 
 import reparam
+from reparam_cli.measuring_options import Baselines, BatchSizes, Threads, numbers
 from reparam_cli.options import AsJson, Device, Source
 from reparam_cli.streams import only_results_on_stdout, plain, print_json
 
-BatchSizes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-b", "--batch-size", metavar="N[,N...]", help="Images per forward; may be repeated.", show_default="1"
-    ),
-]
-Baselines = Annotated[
-    str,
-    typer.Option(
-        "--baselines",
-        metavar="quick|all|none|NAME,...",
-        help="Ways to run the dense original: quick is eager in fp32 and bf16, all also compiles and exports.",
-    ),
-]
-Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="Threads of the CPU.", show_default="torch's own number")
-]
 Tables = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,7 +49,7 @@ def profile(
     with only_results_on_stdout(), progress_on(message_console()) as progress:
         profiled = reparam.profile(
             source,
-            batch_size=_numbers(batch_size or ["1"]),
+            batch_size=numbers(batch_size or ["1"], flag="--batch-size"),
             measure=not no_latency,
             baselines=baselines,
             threads=threads,
@@ -86,10 +70,3 @@ def profile(
     show(energy_view(profiled, weights_in=weights_in, activations_in=activations_in))
     if profiled.measured is not None:
         show(measured_view(profiled.measured))
-
-
-def _numbers(words: list[str]) -> list[int]:
-    try:
-        return [int(number) for word in words for number in word.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f'wanted numbers, got "{",".join(words)}"', param_hint="--batch-size") from None

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -49,27 +50,31 @@ def measure_batch(
     meter: EnergyMeter | None = None,
     tell: Callable[[str], None] = lambda text: None,
     seconds: float = _SECONDS,
+    forms: Sequence[Baseline] = (),
+    slowest_s: float = math.inf,
 ) -> tuple[Measurement, ...]:
     """Measures on one batch (B, ...); leaves every module in its mode.
 
     Args:
         batch: on the device of the models.
-        converted: run eagerly, as it is.
+        converted: run eagerly, as it is, and by each of `forms`.
         dense: its original, or a model that is none's conversion; run by each of `baselines`.
         baselines: of the dense model, as `choose_baselines` gives them; outputs must agree with those of the eager one.
         threads: of the CPU, for torch and for other engines.
         meter: what counts energy, if anything does.
         tell: hears what is being done.
         seconds: for each engine; see `time_in_turns`.
+        forms: ways to run the converted model, whose outputs must agree with its own eager ones.
+        slowest_s: an engine whose single run takes longer than these seconds is not timed. The eager ones always are.
     """
     with using_threads(threads), ExitStack() as stack:
         entrants: list[_Entrant] = []
         if converted is not None:
             workload = _opened(converted, batch, threads=threads, stack=stack)
-            entrants.append(_eager("converted", workload))
+            entrants += _entrants("converted", workload, forms, tell, slowest_s=slowest_s)
         if dense is not None and baselines:
             workload = _opened(dense, batch, threads=threads, stack=stack)
-            entrants += _dense_entrants(workload, baselines, tell)
+            entrants += _entrants("dense", workload, baselines, tell, slowest_s=slowest_s)
         tell(f"timing batch {len(batch)}")
         running = {index: entrant.run for index, entrant in enumerate(entrants) if entrant.run is not None}
         rounds = time_in_turns(running, threads=threads, seconds=seconds)
@@ -84,14 +89,16 @@ def _opened(model: nn.Module, batch: Tensor, *, threads: int, stack: ExitStack) 
     return stack.enter_context(Workload(model, batch, threads=threads))
 
 
-def _dense_entrants(workload: Workload, baselines: Sequence[Baseline], tell: Callable[[str], None]) -> list[_Entrant]:
-    eager = _eager("dense", workload)
+def _entrants(
+    side: Side, workload: Workload, baselines: Sequence[Baseline], tell: Callable[[str], None], *, slowest_s: float
+) -> list[_Entrant]:
+    eager = _eager(side, workload)
     assert eager.run is not None
-    wanted, entrants = outputs_of(eager.run()), [eager]
-    for baseline in baselines:
-        if baseline.name != REFERENCE:
-            tell(f"preparing {baseline.title} for batch {len(workload.batch)}")
-            entrants.append(_checked(baseline, workload, wanted))
+    others = [baseline for baseline in baselines if baseline.name != REFERENCE]
+    entrants, wanted = [eager], outputs_of(eager.run()) if others else []
+    for baseline in others:
+        tell(f"preparing {baseline.title} for batch {len(workload.batch)}")
+        entrants.append(_checked(_Entrant(side=side, baseline=baseline), workload, wanted, slowest_s=slowest_s))
     return entrants
 
 
@@ -101,12 +108,14 @@ def _eager(side: Side, workload: Workload) -> _Entrant:
     return _Entrant(side=side, baseline=baseline, run=_prepared(baseline, workload))
 
 
-def _checked(baseline: Baseline, workload: Workload, wanted: list[Tensor]) -> _Entrant:
-    tried = _Entrant(side="dense", baseline=baseline)
+def _checked(tried: _Entrant, workload: Workload, wanted: list[Tensor], *, slowest_s: float) -> _Entrant:
+    baseline = tried.baseline
     try:
         run = _prepared(baseline, workload)
         run()  # the answer of the second run counts: some engines only record or tune in their first
+        began = perf_counter()
         error = relative_error(outputs_of(run()), wanted)
+        took = perf_counter() - began
     except Inapplicable as why:
         return replace(tried, status="skipped", reason=str(why))
     except Exception as failure:
@@ -116,6 +125,9 @@ def _checked(baseline: Baseline, workload: Workload, wanted: list[Tensor]) -> _E
     if error > baseline.tolerance:
         reason = f"its outputs differ from eager's by {error:.2g} of their size, more than {baseline.tolerance:g}"
         return replace(tried, status="wrong", reason=reason, error=error)
+    if took > slowest_s:
+        reason = f"one run takes {took:.0f} s, and more than {slowest_s:.3g} s are not waited for"
+        return replace(tried, status="skipped", reason=reason, error=error)
     return replace(tried, error=error, run=run)
 
 

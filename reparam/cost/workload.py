@@ -35,6 +35,10 @@ class Workload:
         """Does something when the measurement is over."""
         self._stack.callback(act)
 
+    def beside(self, model: nn.Module) -> "Workload":
+        """Another model in eval mode on the same batch; it is closed with this one."""
+        return self._stack.enter_context(Workload(model, self.batch, threads=self.threads))
+
     def folder(self) -> Path:
         """A new temporary folder."""
         return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="reparam-")))

@@ -180,3 +180,32 @@ def test_it_is_told_what_takes_long(timed: Timed) -> None:
     chosen = [EAGER, baseline("slow", scaled(1.0))]
     measure_batch(images(2), converted=None, dense=Watches(1.0), baselines=chosen, threads=1, tell=told.append)
     assert told == ["preparing the slow for batch 2", "timing batch 2"]
+
+
+def test_a_converted_model_is_run_in_other_forms_too_and_compared_with_itself(timed: Timed) -> None:
+    forms = [baseline("lowered", scaled(3.1)), baseline("spoilt", scaled(2.0))]
+    found = by_engine(
+        measure_batch(
+            images(), converted=Watches(3.0), dense=Watches(2.0), baselines=[EAGER], threads=1, forms=forms
+        )
+    )  # fmt: skip
+    assert {key: m.status for key, m in found.items()} == {
+        ("converted", "eager"): "measured",
+        ("converted", "lowered"): "measured",
+        ("converted", "spoilt"): "wrong",
+        ("dense", "eager"): "measured",
+    }
+    assert found["converted", "lowered"].error == pytest.approx(0.1 / 3)
+
+
+def test_an_engine_that_is_too_slow_is_named_and_not_timed(timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 9.0, 9.0, 9.5])
+    monkeypatch.setattr(measure, "perf_counter", lambda: next(clock))
+    chosen = [EAGER, baseline("snail", scaled(2.0)), baseline("hare", scaled(2.0))]
+    found = by_engine(
+        measure_batch(images(), converted=None, dense=Watches(2.0), baselines=chosen, threads=1, slowest_s=7.5)
+    )
+    snail = found["dense", "snail"]
+    assert (snail.status, snail.latency, snail.error) == ("skipped", None, 0.0)
+    assert snail.reason == "one run takes 9 s, and more than 7.5 s are not waited for"
+    assert found["dense", "hare"].status == "measured"

@@ -18,6 +18,13 @@ def test_a_converted_model_is_compared_with_the_fastest_dense_one() -> None:
     assert (found.dense_ms, found.converted_ms, found.ratio) == (4.0, 12.0, 3.0)
 
 
+def test_of_a_converted_model_the_fastest_way_counts() -> None:
+    rows = [timed("converted", "eager", 12.0), timed("converted", "int8", 2.0), timed("dense", "eager", 8.0)]
+    found = compare(rows)
+    assert found is not None
+    assert (found.converted_title, found.converted_ms, found.ratio) == ("the int8", 2.0, 0.25)
+
+
 def test_a_ratio_is_as_uncertain_as_the_wider_of_the_two_spreads() -> None:
     best, other = timed("dense", "compiled", 4.0, iqr_ms=1.0), timed("dense", "eager", 5.0, iqr_ms=5.0)
     for iqr_ms, wanted in ((1.0, 0.25), (6.0, 0.5)):

@@ -11,7 +11,7 @@ from reparam_cli.render.screen import file_size, plain_table, three_figures
 from reparam_cli.words import counted
 
 if TYPE_CHECKING:
-    from reparam import Measured, Measurement
+    from reparam import Comparison, Measured, Measurement
 
 _HOW = (
     "each engine in turns, median and interquartile range over rounds; memory is the peak of what torch allocates in "
@@ -30,11 +30,11 @@ def measured_view(measured: "Measured") -> RenderableType:
         parts += [Text(), _batch_table([m for m in measured.measurements if m.batch_size == size], size)]
         for comparison in measured.comparisons:
             if comparison.batch_size == size:
-                parts += _verdict(comparison.ratio, comparison.title, spread=comparison.spread)
+                parts += verdict(comparison)
     if measured.schedules:
         parts += [Text(), _experts_table(measured)]
     where = f"{measured.machine}, {counted(measured.threads, 'thread')}, torch {measured.torch}"
-    parts += [Text(), Text(f"measured here: {where}; {_HOW}", style="dim"), *_left_out(measured.measurements)]
+    parts += [Text(), Text(f"measured here: {where}; {_HOW}", style="dim"), *left_out(measured.measurements)]
     if measured.no_energy:
         parts.append(Text(f"energy: not measured: {measured.no_energy}", style="dim"))
     return Group(*parts)
@@ -60,16 +60,20 @@ def _batch_table(measurements: Sequence["Measurement"], size: int) -> Table:
     return table
 
 
-def _verdict(ratio: float, title: str, *, spread: float) -> Iterator[Text]:
+def verdict(comparison: "Comparison") -> Iterator[Text]:
     """How many times slower or faster the converted model is; bold where there is no colour to be red in."""
-    best = f"than the best dense ({title})"
+    ratio, best = comparison.ratio, f"than the best dense ({comparison.title})"
+    eagerly = comparison.converted_title == "eager, fp32"
+    ours = "converted" if eagerly else f"converted ({comparison.converted_title})"
     if ratio > 1:
-        yield Text(f"converted is {three_figures(ratio)}x slower {best}")
+        yield Text(f"{ours} is {three_figures(ratio)}x slower {best}")
         yield Text("slower than dense here", style="bold red")
     else:
-        yield Text(f"converted is {three_figures(1 / ratio)}x faster {best}", style="green")
-    if spread > _WIDE_SPREAD:
-        yield Text(f"uncertain: the rounds spread by {spread:.0%}, as on a machine that is busy", style="yellow")
+        yield Text(f"{ours} is {three_figures(1 / ratio)}x faster {best}", style="green")
+    if comparison.spread > _WIDE_SPREAD:
+        yield Text(
+            f"uncertain: the rounds spread by {comparison.spread:.0%}, as on a machine that is busy", style="yellow"
+        )
 
 
 def _experts_table(measured: "Measured") -> Table:
@@ -85,7 +89,7 @@ def _experts_table(measured: "Measured") -> Table:
     return table
 
 
-def _left_out(measurements: Sequence["Measurement"]) -> Iterator[Text]:
+def left_out(measurements: Sequence["Measurement"]) -> Iterator[Text]:
     """Each baseline that has no figures, with its reason; once, where the reason is the same for all batch sizes."""
     styles = {"skipped": "dim", "failed": "red", "wrong": "red"}
     lines = {(m.status, f"{m.status}: {m.engine}: {m.reason}"): None for m in measurements if m.status != "measured"}

@@ -7,7 +7,10 @@ def half(dense: Workload) -> Run:
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 from reparam.cost.workload import Workload
@@ -99,3 +102,15 @@ def want_cpu(dense: Workload, engine: str) -> None:
     """Raises Inapplicable unless the model is on the CPU."""
     if dense.batch.device.type != "cpu":
         raise Inapplicable(f"{engine} is run on the CPU only")
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without the notes and progress bars of a quantiser, which write through loggers and consoles of their own."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

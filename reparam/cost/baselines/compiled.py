@@ -18,16 +18,17 @@ from reparam.cost.workload import Workload
 @baseline("compiled", title="torch.compile, fp32", dtype="float32", in_torch=True)
 def compiled(dense: Workload) -> Run:
     """Compiled as it is; channels last where that helps."""
-    return _compiled(dense, *laid_out(dense))
+    return compile_for(dense, *laid_out(dense))
 
 
 @baseline("compiled-bf16", title="torch.compile, bf16", dtype="bfloat16", in_torch=True)
 def compiled_bf16(dense: Workload) -> Run:
     """Weights and input cast to bf16, then compiled."""
-    return _compiled(dense, *in_bf16(dense))
+    return compile_for(dense, *in_bf16(dense))
 
 
-def _compiled(dense: Workload, model: nn.Module, batch: Tensor) -> Run:
+def compile_for(dense: Workload, model: nn.Module, batch: Tensor) -> Run:
+    """Compiles a form of the workload's model for one batch."""
     hush_toolkit_search()
     # What was compiled for other batch sizes counts against a limit, above which torch runs eagerly without a word.
     dense.on_leaving(torch.compiler.reset)

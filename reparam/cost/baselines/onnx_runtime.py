@@ -1,14 +1,11 @@
 """ONNX Runtime on the CPU: in float32, and with weights and activations of products in int8, quantised dynamically."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from reparam.cost.baselines.base import Run, baseline, want_cpu, want_packages
+from reparam.cost.baselines.base import Run, baseline, hushed, want_cpu, want_packages
 from reparam.cost.workload import Workload
 
 
@@ -26,7 +23,7 @@ def onnxruntime_int8(dense: Workload) -> Run:
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
     folder = dense.folder()
-    with _quiet():
+    with hushed():
         quant_pre_process(str(dense.onnx_file()), str(folder / "inferred.onnx"), skip_symbolic_shape=True)
         quantize_dynamic(
             folder / "inferred.onnx",
@@ -54,14 +51,3 @@ def _session_run(path: Path, dense: Workload) -> Run:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return partial(session.run, None, {session.get_inputs()[0].name: dense.batch.numpy()})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantiser's notes, which it writes through the root logger."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

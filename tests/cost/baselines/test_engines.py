@@ -19,7 +19,9 @@ def dense() -> Iterator[Workload]:
         yield workload
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16"])
+@pytest.mark.parametrize(
+    "name", ["onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8", "torchao-int8"]
+)
 @pytest.mark.filterwarnings("ignore")  # the exporters' own use of what is deprecated
 def test_an_engine_gives_the_eager_answer_within_its_tolerance(name: str, dense: Workload) -> None:
     baseline = BASELINES.get(name)
@@ -29,7 +31,7 @@ def test_an_engine_gives_the_eager_answer_within_its_tolerance(name: str, dense:
         pytest.skip(str(reason))
     wanted = outputs_of(dense.model(dense.batch))
     assert relative_error(outputs_of(run()), wanted) < baseline.tolerance
-    assert not baseline.in_torch
+    assert baseline.in_torch == name.startswith("torchao")
 
 
 def test_a_model_is_exported_once_and_its_files_are_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,52 @@
+"""A converted model in every lowered form: its own answer, or the reason in words."""
+
+import pytest
+import torch
+from torch import nn
+
+from reparam.api.lowered_engines import choose_lowered_engines, lowered_engines
+from reparam.cost.agreement import outputs_of, relative_error
+from reparam.cost.baselines.base import Inapplicable
+from reparam.cost.workload import Workload
+from reparam.errors import OptionError
+from reparam.lowering.base import BACKENDS
+from tests.pico import LINEAR, convert, images, recipe, vit
+
+
+def converted(**options: object) -> nn.Module:
+    return convert(vit(), recipe([{**LINEAR, "options": options}])).eval()
+
+
+def test_there_is_every_backend_by_torch_and_one_through_other_engines() -> None:
+    names = [engine.name for engine in lowered_engines()]
+    assert {f"{backend}+{engine}" for backend in BACKENDS.names() for engine in ("eager", "compiled")} <= set(names)
+    assert {"float32+onnxruntime", "float32+openvino"} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["float32+eager", "int8+eager", "float32+onnxruntime"])
+@pytest.mark.filterwarnings("ignore")  # the exporters' own use of what is deprecated
+def test_a_form_gives_the_converted_models_answer(name: str) -> None:
+    (engine,) = choose_lowered_engines(name)
+    model = converted(bits=4)
+    with Workload(model, images(2), threads=1) as workload, torch.inference_mode():
+        wanted = outputs_of(model(workload.batch))
+        try:
+            run = engine.prepare(workload)
+        except Inapplicable as reason:
+            pytest.skip(str(reason))
+        assert relative_error(outputs_of(run()), wanted) < engine.tolerance
+
+
+def test_layers_that_a_backend_cannot_take_are_a_reason_and_no_failure() -> None:
+    (engine,) = choose_lowered_engines("int8+eager")
+    with (
+        Workload(converted(activation_bits=16), images(2), threads=1) as workload,
+        pytest.raises(Inapplicable, match=r"activation_bits = 8.*\(and \d+ more layers\)"),
+    ):
+        engine.prepare(workload)
+
+
+def test_an_unknown_form_is_told_with_the_nearest() -> None:
+    assert choose_lowered_engines("none") == ()
+    with pytest.raises(OptionError, match=r'"int8\+eagr"\. Did you mean "int8\+eager"'):
+        choose_lowered_engines(["all", "int8+eagr"])
