@@ -11,16 +11,17 @@
 #include "integer_sweep.h"
 #include "integer_window.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
+int32_t minus_magnitude(int32_t difference) { return difference < 0 ? difference : -difference; }
+
 struct Differences {
-    typedef uint8_t Code;
-    static constexpr int kGroup = 8, kPanel = 8;
-    static uint8_t code(int8_t code) { return static_cast<uint8_t>(code + 128); }
-    static int32_t term(uint8_t weight, int8_t code) {
-        const int32_t difference = weight - 128 - code;
-        return difference < 0 ? difference : -difference;
-    }
+    typedef uint8_t Code, Weight;
+    static constexpr int kGroup = 8, kPanel = 8, kHead = 0, kOffset = 128;
     static int64_t octet(const uint8_t* codes) {
         int64_t octet;
         std::memcpy(&octet, codes, sizeof octet);
@@ -29,10 +30,11 @@ struct Differences {
 
 #if defined(__AVX512BW__)
     static constexpr int kLanes = 8, kRows = 12, kPanels = 2;
-    typedef __m512i Sums, Group;
-    static Group load(const uint8_t* weights) { return _mm512_loadu_si512(weights); }
-    static Group spread(const uint8_t* codes) { return _mm512_set1_epi64(octet(codes)); }
-    static Sums add(Sums sums, Group weights, Group codes) {
+    typedef __m512i Sums;
+    static Sums start(const uint8_t*, int) { return _mm512_setzero_si512(); }
+    static Sums load(const uint8_t* weights) { return _mm512_loadu_si512(weights); }
+    static Sums spread(const uint8_t* codes) { return _mm512_set1_epi64(octet(codes)); }
+    static Sums add(Sums sums, Sums weights, Sums codes) {
         return _mm512_sub_epi64(sums, _mm512_sad_epu8(weights, codes));
     }
     static void store(int32_t* to, Sums sums) {
@@ -40,10 +42,11 @@ struct Differences {
     }
 #elif defined(__AVX2__)
     static constexpr int kLanes = 4, kRows = 6, kPanels = 1;
-    typedef __m256i Sums, Group;
-    static Group load(const uint8_t* weights) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights)); }
-    static Group spread(const uint8_t* codes) { return _mm256_set1_epi64x(octet(codes)); }
-    static Sums add(Sums sums, Group weights, Group codes) {
+    typedef __m256i Sums;
+    static Sums start(const uint8_t*, int) { return _mm256_setzero_si256(); }
+    static Sums load(const uint8_t* weights) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights)); }
+    static Sums spread(const uint8_t* codes) { return _mm256_set1_epi64x(octet(codes)); }
+    static Sums add(Sums sums, Sums weights, Sums codes) {
         return _mm256_sub_epi64(sums, _mm256_sad_epu8(weights, codes));
     }
     static void store(int32_t* to, Sums sums) {
@@ -52,28 +55,15 @@ struct Differences {
     }
 #else
     static constexpr int kLanes = 8, kRows = 2, kPanels = 1;
-    struct Group {
-        uint8_t lane[kLanes * kGroup];
-    };
     struct Sums {
         int32_t lane[kLanes];
     };
-    static Group load(const uint8_t* weights) {
-        Group group;
-        std::memcpy(group.lane, weights, sizeof group.lane);
-        return group;
-    }
-    static Group spread(const uint8_t* codes) {
-        Group group;
-        for (int i = 0; i < kLanes; ++i) std::memcpy(group.lane + i * kGroup, codes, kGroup);
-        return group;
-    }
-    static Sums add(Sums sums, const Group& weights, const Group& codes) {
+    static Sums start(const uint8_t*, int) { return Sums{}; }
+    static const uint8_t* load(const uint8_t* weights) { return weights; }
+    static const uint8_t* spread(const uint8_t* codes) { return codes; }
+    static Sums add(Sums sums, const uint8_t* weights, const uint8_t* codes) {
         for (int i = 0; i < kLanes; ++i)
-            for (int k = i * kGroup; k < (i + 1) * kGroup; ++k) {
-                const int32_t difference = weights.lane[k] - codes.lane[k];
-                sums.lane[i] -= difference < 0 ? -difference : difference;
-            }
+            for (int k = 0; k < kGroup; ++k) sums.lane[i] += minus_magnitude(weights[i * kGroup + k] - codes[k]);
         return sums;
     }
     static void store(int32_t* to, const Sums& sums) { std::memcpy(to, sums.lane, sizeof sums.lane); }
@@ -92,5 +82,6 @@ extern "C" void reparam_integer_adder_conv2d(const int8_t* codes, const float* s
 extern "C" void reparam_integer_adder_depthwise(const int8_t* codes, const float* steps, const uint8_t* weight,
                                                 const float* scale, const float* bias, float* y, const long* sizes,
                                                 int threads) {
-    convolve_depthwise<Differences>(codes, steps, weight, {scale, bias}, y, Window::of(sizes), threads);
+    convolve_depthwise(codes, steps, weight, {scale, bias}, y, Window::of(sizes), threads,
+                       [](int32_t own, int32_t code) { return minus_magnitude(own - 128 - code); });
 }

@@ -60,7 +60,7 @@ def integer_adder(
         codes, steps = x.contiguous(), step.reshape(1).repeat(len(x))
     else:
         quantise = integer_native.quantise if is_native else integer_reference.quantise_images
-        codes, steps = quantise(x.contiguous(), step)
+        codes, steps = quantise(x.contiguous(), step, 127)
     if is_native:
         return integer_native.adder_conv2d(codes, steps, packed, scale, bias, geometry)
     weight = unpack_adder_weight(packed, geometry)

@@ -30,25 +30,30 @@ inline int32_t largest_magnitude(const float* x, long count) {
     return largest;
 }
 
-// The caller's step, or without one the smallest 2**e, e >= -126, with 127 * 2**e >= the largest magnitude. NaN where the
-// magnitudes hold a NaN, or an infinity that has no such step: it turns every output that it scales into NaN.
-inline float step_of(int32_t largest, const float* step) {
+// The caller's step, or without one the smallest 2**e, e >= -126, with limit * 2**e >= the largest magnitude. NaN where
+// the magnitudes hold a NaN, or an infinity that has no such step: it turns every output that it scales into NaN.
+inline float step_of(int32_t largest, const float* step, long limit) {
     if (step) return largest > kInfinity ? float_of(kMagnitude) : *step;
     if (largest >= kInfinity) return float_of(kMagnitude);
-    // m = 1.f * 2**k wants e = k - 6, and one more above 1.984375 * 2**k = 127 * 2**(k - 6).
-    const int32_t power = (largest + 0x1ffff) & kInfinity, six = 6 << 23, least = 1 << 23;
-    return float_of(power - six > least ? power - six : least);
+    // With limit = 1.g * 2**l, m = 1.f * 2**k wants e = k - l, and one more where f > g: adding carries into it then.
+    constexpr int32_t kFraction = 0x7fffff, kOne = 1 << 23;
+    const int32_t bits = bits_of(static_cast<float>(limit)), least = kOne;
+    const int32_t power = (largest + (kFraction - (bits & kFraction))) & kInfinity;
+    const int32_t wanted = power - ((bits & kInfinity) - bits_of(1.0f));
+    return float_of(wanted > least ? wanted : least);
 }
 
-// Adding 1.5 * 2**23 leaves the nearest integer, ties to even, in the low bits of the float.
+// Codes in [-limit - 1, limit], moved up by `offset`. Adding 1.5 * 2**23 and the offset, which is even, leaves the nearest
+// integer, ties to even, in the low bits of the float.
 template <typename Code>
-void quantise(const float* __restrict x, long count, float step, Code* __restrict codes) {
-    const float inverse = 1.0f / step;
+void quantise(const float* __restrict x, long count, float step, long limit, int offset, Code* __restrict codes) {
+    const float inverse = 1.0f / step, high = static_cast<float>(limit), low = -high - 1.0f;
+    const float move = 12582912.0f + static_cast<float>(offset);
     for (long i = 0; i < count; ++i) {
         float value = x[i] * inverse;
-        value = value > 127.0f ? 127.0f : value;
-        value = value < -128.0f ? -128.0f : value;
-        codes[i] = static_cast<Code>(bits_of(value + 12582912.0f));
+        value = value > high ? high : value;
+        value = value < low ? low : value;
+        codes[i] = static_cast<Code>(bits_of(value + move));
     }
 }
 

@@ -18,6 +18,16 @@ from reparam.kernels.native import native_library
 #: Bits are compared with those of torch, which multiplies and adds one after the other: nothing may be fused. Traps,
 #: which nothing here waits for, would keep the compiler from vectors where it rounds and clamps.
 FLAGS = ("-ffp-contract=off", "-fno-trapping-math")
+#: How many pointers and how many numbers each function takes, before the number of threads.
+_ARGUMENTS = {
+    "matmul": (3, 4),
+    "linear": (6, 5),
+    "quantise": (4, 4),
+    "conv2d": (7, 2),
+    "depthwise": (7, 1),
+    "adder_conv2d": (7, 0),
+    "adder_depthwise": (7, 0),
+}
 
 
 def is_available() -> bool:
@@ -29,38 +39,41 @@ def matmul(codes: Tensor, packed: Tensor, outputs: int) -> Tensor:
     """Returns codes (M, I) int8 times a packed weight (O, I): (M, O) int32."""
     rows, inputs = codes.shape
     out = codes.new_empty(rows, outputs, dtype=torch.int32)
-    _call("matmul", codes.contiguous(), packed.contiguous(), out, rows, inputs, outputs)
+    _call("matmul", codes.contiguous(), packed.contiguous(), out, rows, inputs, outputs, packed.element_size())
     return out
 
 
-def linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
+def linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, largest: int) -> Tensor:
     """Returns y (M, O) of x (M, I)."""
     out = x.new_empty(len(x), len(scale))
-    linear_into(out, x, packed, scale, bias, step)
+    linear_into(out, x, packed, scale, bias, step, largest)
     return out
 
 
 def linear_into(
-    out: Tensor, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None
+    out: Tensor, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, largest: int
 ) -> None:
     """Writes y to `out` (M, O), contiguous."""
     rows, inputs = x.shape
-    _call("linear", x.contiguous(), packed.contiguous(), *_optional(scale, bias, step), out, rows, inputs, len(scale))
+    given = (x.contiguous(), packed.contiguous(), *_optional(scale, bias, step))
+    _call("linear", *given, out, rows, inputs, len(scale), largest, packed.element_size())
 
 
-def quantise(x: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns codes int8 of images x (B, ...), and the steps (B,)."""
-    codes, steps = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x))
-    _call("quantise", x, *_optional(step), codes, steps, len(x), x[:1].numel())
+def quantise(x: Tensor, step: Tensor | None, largest: int) -> tuple[Tensor, Tensor]:
+    """Returns codes, int8 or int16, of images x (B, ...), and the steps (B,)."""
+    codes = torch.empty_like(x, dtype=torch.int8 if largest <= 127 else torch.int16)
+    steps = x.new_empty(len(x))
+    _call("quantise", x, *_optional(step), codes, steps, len(x), x[:1].numel(), largest, codes.element_size())
     return codes, steps
 
 
 def conv2d(
     codes: Tensor, steps: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """Returns y (B, OH, OW, G * O) of codes (B, H, W, G * I) int8 in steps (B,)."""
+    """Returns y (B, OH, OW, G * O) of codes (B, H, W, G * I) in steps (B,)."""
+    widths = (codes.element_size(),) if geometry.is_depthwise else (codes.element_size(), packed.element_size())
     name = "depthwise" if geometry.is_depthwise else "conv2d"
-    return _convolve(name, codes, steps, packed, scale, bias, geometry)
+    return _convolve(name, codes, steps, packed, scale, bias, geometry, *widths)
 
 
 def adder_conv2d(
@@ -72,7 +85,14 @@ def adder_conv2d(
 
 
 def _convolve(
-    name: str, codes: Tensor, steps: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
+    name: str,
+    codes: Tensor,
+    steps: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    *widths: int,
 ) -> Tensor:
     sizes = (
         geometry.batch, *geometry.image, *geometry.kernel, *geometry.output, *geometry.stride, *geometry.padding,
@@ -80,7 +100,7 @@ def _convolve(
     )  # fmt: skip
     out = steps.new_empty(geometry.output_shape)
     window = (ctypes.c_long * len(sizes))(*sizes)
-    _call(name, codes, steps, packed.contiguous(), *_optional(scale, bias), out, window)
+    _call(name, codes, steps, packed.contiguous(), *_optional(scale, bias), out, window, *widths)
     return out
 
 
@@ -98,7 +118,7 @@ def _call(name: str, *arguments: Tensor | ctypes.Array[ctypes.c_long] | int | No
 @functools.cache
 def _function(library: ctypes.CDLL, name: str) -> Callable[..., None]:
     """With its types, which spares each call a conversion of each argument."""
-    pointers, numbers = {"matmul": (3, 3), "linear": (6, 3), "quantise": (4, 2)}.get(name, (7, 0))
+    pointers, numbers = _ARGUMENTS[name]
     function = getattr(library, f"reparam_integer_{name}")
     function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers + [ctypes.c_int]
     function.restype = None

@@ -4,40 +4,42 @@
 // a few outputs, input by input; what one lane of a register takes at once, a group of inputs, lies together, and one
 // group of a panel is 64 bytes: the same layout on every machine. A kernel says what a group is and how it is summed:
 //
-//     Code, kGroup       type of codes and weights; how many a lane takes at once
+//     Code, Weight       of one input; codes are what is read, moved up by kOffset
+//     kGroup             inputs that a lane takes at once
 //     kPanel, kLanes     outputs of a panel; sums in one register
+//     kHead              groups in front of a panel, from which its sums start
 //     kRows, kPanels     of the tile in registers
-//     Sums, Group        registers of sums, and of groups of codes or weights
-//     load(weights), spread(codes), add(sums, weights, codes), store(to, sums)
+//     Sums, start(head, vector), load(weights), spread(codes), add(sums, weights, codes), store(to, sums)
 
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 constexpr long kBlock = 48;  // rows of a task; of 3072 int16 codes they take 288 KiB
 
 // Sums of `Rows` rows of codes and `Panels` panels of weights; to (Rows, Panels * kPanel). Every loop over sums is
 // unrolled by name, the last one too: one that is not keeps g++ from holding them in registers, at 0.6 times the speed.
 template <typename Kernel, int Rows, int Panels>
-void accumulate(const typename Kernel::Code* codes, long stride, const typename Kernel::Code* weight, long groups,
+void accumulate(const typename Kernel::Code* codes, long stride, const typename Kernel::Weight* weight, long groups,
                 int32_t* to) {
     constexpr int kEach = Kernel::kPanel / Kernel::kLanes, kVectors = Panels * kEach;
     constexpr long kStep = Kernel::kPanel * Kernel::kGroup, kVector = Kernel::kLanes * Kernel::kGroup;
-    typename Kernel::Sums sums[Rows][kVectors] = {};
+    const long panel = (Kernel::kHead + groups) * kStep;
+    typename Kernel::Sums sums[Rows][kVectors];
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) sums[row][v] = Kernel::start(weight + v / kEach * panel, v % kEach);
+    weight += Kernel::kHead * kStep;
     for (long k = 0; k < groups; ++k) {
-        typename Kernel::Group weights[kVectors];
+        decltype(Kernel::load(weight)) weights[kVectors];
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v)
-            weights[v] = Kernel::load(weight + (v / kEach * groups + k) * kStep + v % kEach * kVector);
+            weights[v] = Kernel::load(weight + v / kEach * panel + k * kStep + v % kEach * kVector);
 #pragma GCC unroll 16
         for (int row = 0; row < Rows; ++row) {
-            const typename Kernel::Group same = Kernel::spread(codes + row * stride + k * Kernel::kGroup);
+            const auto same = Kernel::spread(codes + row * stride + k * Kernel::kGroup);
 #pragma GCC unroll 16
             for (int v = 0; v < kVectors; ++v) sums[row][v] = Kernel::add(sums[row][v], weights[v], same);
         }
@@ -51,7 +53,7 @@ void accumulate(const typename Kernel::Code* codes, long stride, const typename 
 
 // The same for any number of rows up to `Rows`.
 template <typename Kernel, int Rows, int Panels>
-void tile(long rows, const typename Kernel::Code* codes, long stride, const typename Kernel::Code* weight, long groups,
+void tile(long rows, const typename Kernel::Code* codes, long stride, const typename Kernel::Weight* weight, long groups,
           int32_t* to) {
     if (rows >= Rows)
         accumulate<Kernel, Rows, Panels>(codes, stride, weight, groups, to);
@@ -66,7 +68,7 @@ struct Extent {
     long groups() const { return (inputs + Kernel::kGroup - 1) / Kernel::kGroup; }
     long panels() const { return (outputs + Kernel::kPanel - 1) / Kernel::kPanel; }
     long blocks() const { return (rows + kBlock - 1) / kBlock; }
-    long panel_size() const { return groups() * Kernel::kPanel * Kernel::kGroup; }
+    long panel_size() const { return (Kernel::kHead + groups()) * Kernel::kPanel * Kernel::kGroup; }
 };
 
 template <typename Kernel>
@@ -77,8 +79,13 @@ struct Block {  // consecutive rows of a part, with what a thread keeps of them
     float* steps;
 };
 
+template <typename Kernel, typename Image>
+void copy_codes(const Image* __restrict from, long count, typename Kernel::Code* __restrict to) {
+    for (long i = 0; i < count; ++i) to[i] = static_cast<typename Kernel::Code>(from[i] + Kernel::kOffset);
+}
+
 template <typename Kernel, int Panels, typename Write>
-void sweep_panels(const Block<Kernel>& block, long panel, const typename Kernel::Code* weight,
+void sweep_panels(const Block<Kernel>& block, long panel, const typename Kernel::Weight* weight,
                   const Extent<Kernel>& extent, const Write& write) {
     constexpr long kWidth = Panels * Kernel::kPanel;
     alignas(64) int32_t sums[Kernel::kRows * kWidth];
@@ -93,7 +100,7 @@ void sweep_panels(const Block<Kernel>& block, long panel, const typename Kernel:
 
 // Calls `fill(block)` for blocks of rows, then `write(block, row, output, count, sums)` for pieces of each row.
 template <typename Kernel, typename Fill, typename Write>
-void sweep(const typename Kernel::Code* weight, const Extent<Kernel>& extent, int threads, const Fill& fill,
+void sweep(const typename Kernel::Weight* weight, const Extent<Kernel>& extent, int threads, const Fill& fill,
            const Write& write) {
     // Few rows are shared out by outputs; a thread that gets other outputs of the rows it has keeps their codes.
     const long panels = extent.panels(), blocks = extent.parts * extent.blocks();
@@ -115,7 +122,7 @@ void sweep(const typename Kernel::Code* weight, const Extent<Kernel>& extent, in
                 const Block<Kernel> block{part, first, rows, stride, codes.data(), steps.data()};
                 if (held != index) fill(block), held = index;
                 const long end = (share + 1) * each < panels ? (share + 1) * each : panels;
-                const typename Kernel::Code* own = weight + part * panels * extent.panel_size();
+                const typename Kernel::Weight* own = weight + part * panels * extent.panel_size();
                 long panel = share * each;
                 for (; panel + Kernel::kPanels <= end; panel += Kernel::kPanels)
                     sweep_panels<Kernel, Kernel::kPanels>(block, panel, own + panel * extent.panel_size(), extent, write);

@@ -1,7 +1,13 @@
 """Integer weights as the kernels read them: panels of outputs that stand side by side, input by input.
 
-Products take panels of 16 outputs and pairs of inputs, adders 8 outputs and 8 inputs, so 64 bytes at a time. The layout
-is the same on every machine, so that a saved weight can move. What fills up a panel or a pair are zeros.
+| weights and codes | type | panel | a panel's 64 bytes at a time |
+|---|---|---|---|
+| 8-bit codes, all abs(w) <= 64 | int8 | 16 outputs | four inputs; first -128 * sum w of each output, as int32 |
+| others | int16 | 16 outputs | two inputs |
+| adders | uint8, w + 128 | 8 outputs | eight inputs |
+| depthwise convolutions | int16, or uint8 of adders | | (KH * KW, O) |
+
+The layout is the same on every machine, so that a saved weight can move. What fills up a panel are zeros.
 """
 
 import torch
@@ -12,30 +18,47 @@ from reparam.errors import ReparamError
 from reparam.kernels.geometry import Geometry
 
 PANEL, OCTET = 16, 8
+#: Products of two weights up to this and unsigned bytes have sums below 2**15.
+_LARGEST_BYTE = 64
+_INT8 = 127
 
 
-def pack_weight(values: Tensor) -> Tensor:
-    """Packs weights (..., O, I) int16, each alone; returns (..., ceil(O / 16), ceil(I / 2), 16, 2), contiguous."""
-    padded = F.pad(values, (0, values.shape[-1] % 2, 0, -values.shape[-2] % PANEL))
-    panels: Tensor = padded.unflatten(-1, (-1, 2)).unflatten(-3, (-1, PANEL))
+def pack_weight(values: Tensor, *, largest: int = _INT8) -> Tensor:
+    """Packs weights (..., O, I) int16, all in one layout, for codes in [-largest - 1, largest].
+
+    Returns:
+        (..., ceil(O / 16), 1 + ceil(I / 4), 16, 4) int8, or (..., ceil(O / 16), ceil(I / 2), 16, 2) int16; contiguous.
+    """
+    low, high = torch.aminmax(values)
+    if largest > _INT8 or low < -_LARGEST_BYTE or high > _LARGEST_BYTE:
+        return _panels(values, 2)
+    sums = F.pad(values.sum(-1, dtype=torch.int32) * -128, (0, -values.shape[-2] % PANEL))
+    head = sums.unflatten(-1, (-1, 1, PANEL, 1)).view(torch.int8)
+    return torch.cat([head, _panels(values.to(torch.int8), 4)], dim=-3)
+
+
+def _panels(values: Tensor, group: int) -> Tensor:
+    padded = F.pad(values, (0, -values.shape[-1] % group, 0, -values.shape[-2] % PANEL))
+    panels: Tensor = padded.unflatten(-1, (-1, group)).unflatten(-3, (-1, PANEL))
     return panels.transpose(-3, -2).contiguous()
 
 
 def unpack_weight(packed: Tensor, outputs: int, inputs: int) -> Tensor:
-    """Returns the weights (..., O, I) int16 that were packed."""
-    return packed.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :outputs, :inputs]
+    """Returns the weights (..., O, I), int8 or int16, that were packed."""
+    panels = packed[..., 1:, :, :] if packed.dtype == torch.int8 else packed
+    return panels.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :outputs, :inputs]
 
 
-def pack_conv2d_weight(values: Tensor, *, groups: int) -> Tensor:
-    """Packs a weight (O, I / groups, KH, KW) int16 of a convolution.
+def pack_conv2d_weight(values: Tensor, *, groups: int, largest: int = _INT8) -> Tensor:
+    """Packs a weight (O, I / groups, KH, KW) int16 of a convolution, for codes in [-largest - 1, largest].
 
     Returns:
-        (groups, panels, pairs, 16, 2), each group packed as a matrix over KH, KW and its inputs; of a depthwise
-        convolution, with one input and one output a group, (KH * KW, O).
+        Each group as a matrix over KH, KW and its inputs by `pack_weight`; of a depthwise convolution, with one input
+        and one output a group, (KH * KW, O) int16.
     """
     if _is_depthwise(values, groups):
         return values.flatten(1).T.contiguous()
-    return pack_weight(_by_group(values, groups))
+    return pack_weight(_by_group(values, groups), largest=largest)
 
 
 def unpack_conv2d_weight(packed: Tensor, geometry: Geometry) -> Tensor:
@@ -71,23 +94,29 @@ def unpack_adder_weight(packed: Tensor, geometry: Geometry) -> Tensor:
     return _by_tap(rows[:, : geometry.out_channels, : geometry.taps * geometry.in_channels], geometry)
 
 
-def require_packed(packed: Tensor, *leading: int, outputs: int, inputs: int) -> None:
-    """Raises a ReparamError unless `packed` is by pack_weight, from (leading, O, I): kernels read beyond others."""
-    _require(packed, (*leading, -(-outputs // PANEL), -(-inputs // 2), PANEL, 2), torch.int16, "pack_weight")
+def require_packed(packed: Tensor, *leading: int, outputs: int, inputs: int, largest: int = _INT8) -> None:
+    """Raises a ReparamError unless `packed` is by pack_weight of (leading, O, I): kernels would read beyond others."""
+    is_narrow = packed.dtype == torch.int8 and largest <= _INT8
+    groups, size = (1 + -(-inputs // 4), 4) if is_narrow else (-(-inputs // 2), 2)
+    shape = (*leading, -(-outputs // PANEL), groups, PANEL, size)
+    _require(packed, shape, torch.int8 if is_narrow else torch.int16, f"pack_weight for codes up to {largest}")
 
 
-def require_packed_conv2d(packed: Tensor, geometry: Geometry) -> None:
+def require_packed_conv2d(packed: Tensor, geometry: Geometry, *, largest: int = _INT8) -> None:
     """The same of pack_conv2d_weight."""
-    panels, pairs = -(-geometry.out_channels // PANEL), -(-geometry.taps * geometry.in_channels // 2)
-    shape = (geometry.groups, panels, pairs, PANEL, 2)
-    _require(packed, _depthwise_shape(geometry) or shape, torch.int16, "pack_conv2d_weight")
+    if geometry.is_depthwise:
+        _require(packed, (geometry.taps, geometry.groups), torch.int16, "pack_conv2d_weight")
+    else:
+        inputs = geometry.taps * geometry.in_channels
+        require_packed(packed, geometry.groups, outputs=geometry.out_channels, inputs=inputs, largest=largest)
 
 
 def require_packed_adder(packed: Tensor, geometry: Geometry) -> None:
     """The same of pack_adder_weight."""
     panels, octets = -(-geometry.out_channels // OCTET), -(-geometry.taps * geometry.in_channels // OCTET)
-    shape = (geometry.groups, panels, octets, OCTET, OCTET)
-    _require(packed, _depthwise_shape(geometry) or shape, torch.uint8, "pack_adder_weight")
+    whole = (geometry.groups, panels, octets, OCTET, OCTET)
+    shape = (geometry.taps, geometry.groups) if geometry.is_depthwise else whole
+    _require(packed, shape, torch.uint8, "pack_adder_weight")
 
 
 def _require(packed: Tensor, shape: tuple[int, ...], dtype: torch.dtype, remedy: str) -> None:
@@ -100,10 +129,6 @@ def _require(packed: Tensor, shape: tuple[int, ...], dtype: torch.dtype, remedy:
 
 def _is_depthwise(values: Tensor, groups: int) -> bool:
     return values.shape[0] == groups > 1 and values.shape[1] == 1
-
-
-def _depthwise_shape(geometry: Geometry) -> tuple[int, ...] | None:
-    return (geometry.taps, geometry.groups) if geometry.is_depthwise else None
 
 
 def _by_group(values: Tensor, groups: int) -> Tensor:

@@ -1,7 +1,6 @@
 // Convolutions of int8 codes: the rows that output pixels read, for any kernel of integer_sweep.h.
 //
-// A kernel also says what a code becomes in its rows, `code(int8)`, and what a weight and a code add, `term`. Pixels
-// outside of the image have code 0.
+// Images are codes of type `Image`; pixels outside of them have code 0.
 
 #pragma once
 
@@ -31,32 +30,31 @@ struct Window {  // sizes of a convolution, height before width; inputs and outp
 };
 
 // Writes what one output pixel reads, and what fills up the last group of its row.
-template <typename Kernel>
-void gather(const int8_t* codes, const Window& window, const Block<Kernel>& block, long row) {
+template <typename Kernel, typename Image>
+void gather(const Image* codes, const Window& window, const Block<Kernel>& block, long row) {
     // Neighbours in a row of the kernel that are neighbours in the image are copied at once.
     const long joined = window.groups == 1 && window.dilation[1] == 1 ? window.kernel[1] : 1;
-    typename Kernel::Code* __restrict to = block.codes + row * block.stride;
+    typename Kernel::Code* to = block.codes + row * block.stride;
     const typename Kernel::Code* end = to + block.stride;
     for (long i = 0; i < window.kernel[0]; ++i)
         for (long j = 0; j < window.kernel[1];) {
             const long at = block.first + row, offset = window.offset(at, i, j);
             long taps = 1;
             while (taps < joined - j && (window.offset(at, i, j + taps) < 0) == (offset < 0)) ++taps;
-            const int8_t* __restrict from = codes + offset + block.part * window.inputs;
             const long count = taps * window.inputs;
             if (offset < 0)
-                std::fill(to, to + count, Kernel::code(0));
+                std::fill(to, to + count, static_cast<typename Kernel::Code>(Kernel::kOffset));
             else
-                for (long k = 0; k < count; ++k) to[k] = Kernel::code(from[k]);
+                copy_codes<Kernel>(codes + offset + block.part * window.inputs, count, to);
             to += count, j += taps;
         }
-    while (to < end) *to++ = Kernel::code(0);
+    while (to < end) *to++ = static_cast<typename Kernel::Code>(Kernel::kOffset);
 }
 
 // codes (batch, height, width, groups * inputs), steps (batch), weight (groups, packed), y (batch, out_h, out_w, groups *
 // outputs).
-template <typename Kernel>
-void convolve(const int8_t* codes, const float* steps, const typename Kernel::Code* weight, const Epilogue& epilogue,
+template <typename Kernel, typename Image>
+void convolve(const Image* codes, const float* steps, const typename Kernel::Weight* weight, const Epilogue& epilogue,
               float* y, const Window& window, int threads) {
     const Extent<Kernel> extent{window.batch * window.pixels(), window.taps() * window.inputs, window.outputs,
                                 window.groups};
@@ -76,28 +74,29 @@ void convolve(const int8_t* codes, const float* steps, const typename Kernel::Co
 }
 
 // Sums of `count` groups, at most 16, beginning with `first`.
-template <typename Kernel, typename Count>
-void add_taps(const std::vector<const int8_t*>& taps, const typename Kernel::Code* weight, long groups, long first,
-              Count count, int32_t* to) {
+template <typename Term, typename Image, typename Weight, typename Count>
+void add_taps(const std::vector<const Image*>& taps, const Weight* weight, long groups, long first, Count count,
+              const Term& term, int32_t* to) {
     uint32_t sums[16] = {};  // may wrap on their way
     for (std::size_t tap = 0; tap < taps.size(); ++tap) {
-        const int8_t* __restrict from = taps[tap] + first;
-        const typename Kernel::Code* __restrict weights = weight + tap * groups + first;
-        for (long c = 0; c < count; ++c) sums[c] += static_cast<uint32_t>(Kernel::term(weights[c], from[c]));
+        const Image* __restrict from = taps[tap] + first;
+        const Weight* __restrict weights = weight + tap * groups + first;
+        for (long c = 0; c < count; ++c) sums[c] += static_cast<uint32_t>(term(weights[c], from[c]));
     }
     std::memcpy(to, sums, sizeof sums);
 }
 
-// The same with one input and one output a group: lanes lie along the groups; weight (taps, groups).
-template <typename Kernel>
-void convolve_depthwise(const int8_t* codes, const float* steps, const typename Kernel::Code* weight,
-                        const Epilogue& epilogue, float* y, const Window& window, int threads) {
+// The same with one input and one output a group: lanes lie along the groups; weight (taps, groups). `term` is what a
+// weight and a code add.
+template <typename Term, typename Image, typename Weight>
+void convolve_depthwise(const Image* codes, const float* steps, const Weight* weight, const Epilogue& epilogue, float* y,
+                        const Window& window, int threads, const Term& term) {
     constexpr long kChannels = 16;
     const long groups = window.groups;
-    const std::vector<int8_t> outside(groups);
+    const std::vector<Image> outside(groups);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<const int8_t*> taps(window.taps());
+        std::vector<const Image*> taps(window.taps());
 #pragma omp for schedule(static)
         for (long at = 0; at < window.batch * window.pixels(); ++at) {
             for (long i = 0; i < window.kernel[0]; ++i)
@@ -109,9 +108,9 @@ void convolve_depthwise(const int8_t* codes, const float* steps, const typename 
                 const long count = groups - first < kChannels ? groups - first : kChannels;
                 alignas(64) int32_t sums[kChannels];
                 if (count == kChannels)
-                    add_taps<Kernel>(taps, weight, groups, first, std::integral_constant<long, kChannels>(), sums);
+                    add_taps(taps, weight, groups, first, std::integral_constant<long, kChannels>(), term, sums);
                 else
-                    add_taps<Kernel>(taps, weight, groups, first, count, sums);
+                    add_taps(taps, weight, groups, first, count, term, sums);
                 epilogue(y + at * groups + first, steps[at / window.pixels()], first, count, sums);
             }
         }

@@ -5,26 +5,27 @@ inference_mode (AMD Zen 3); a token's layer alone may take two.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
+from torch import Tensor
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Operator = Callable[..., Tensor]
 
 
-def opaque(fake: Callable[..., Any]) -> Callable[[Function], Function]:
+def opaque(fake: Operator) -> Callable[[Operator], Operator]:
     """Registers a function, on any device and without gradients, as the operator `reparam::` and its name.
 
     Args:
         fake: what it returns for tensors without values, in shape, type, and strides.
     """
 
-    def register(function: Function) -> Function:
+    def register(function: Operator) -> Operator:
         name = f"reparam::{function.__name__}"
         schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(name, "CompositeExplicitAutograd", function)
         torch.library.register_fake(name, fake)
-        return cast(Function, getattr(torch.ops.reparam, function.__name__).default)
+        return cast(Operator, getattr(torch.ops.reparam, function.__name__).default)
 
     return register

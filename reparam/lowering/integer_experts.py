@@ -37,7 +37,7 @@ class GroupedLinear(LoweredModule):
         super().__init__()
         assert isinstance(multiply, nn.Linear | nn.Conv2d)
         both = (rounded_weight(multiply), own)
-        self.register_buffer("packed", torch.stack([pack_weight(part.values) for part in both]))
+        self.register_buffer("packed", pack_weight(torch.stack([part.values for part in both])))
         self.register_buffer("scale", torch.stack([part.scale for part in both]))
         biases = [bias.detach() for bias in (multiply.bias, shift.bias) if bias is not None]
         self.register_buffer("bias", torch.stack(biases) if biases else None)

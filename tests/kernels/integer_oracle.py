@@ -31,17 +31,17 @@ def using(backend: str) -> Iterator[None]:
         yield
 
 
-def step_of(row: list[float]) -> float:
-    """The smallest power of two, at least 2**-126, whose 127-fold reaches every magnitude."""
+def step_of(row: list[float], largest: int = 127) -> float:
+    """The smallest power of two, at least 2**-126, of which so many reach every magnitude."""
     exponent = -126
-    while 127 * 2.0**exponent < max(map(abs, row), default=0.0):
+    while largest * 2.0**exponent < max(map(abs, row), default=0.0):
         exponent += 1
     return 2.0**exponent
 
 
-def codes_of(row: list[float], step: float) -> list[int]:
+def codes_of(row: list[float], step: float, largest: int = 127) -> list[int]:
     """Python rounds ties to even; a quotient by a power of two is exact."""
-    return [max(-128, min(127, round(max(-1e3, min(1e3, value / step))))) for value in row]
+    return [max(-largest - 1, min(largest, round(max(-1e5, min(1e5, value / step))))) for value in row]
 
 
 def scaled(sums: Tensor, step: float, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,11 +50,13 @@ def scaled(sums: Tensor, step: float, scale: Tensor, bias: Tensor | None) -> Ten
     return torch.from_numpy(y if bias is None else y + bias.numpy())
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, step: Tensor | None, largest: int = 127
+) -> Tensor:
     """Of finite x (M, I) and a weight (O, I)."""
     rows = []
     for row in x.tolist():
-        own = step_of(row) if step is None else float(step)
-        sums = torch.tensor(codes_of(row, own)) @ weight.long().T
+        own = step_of(row, largest) if step is None else float(step)
+        sums = torch.tensor(codes_of(row, own, largest)) @ weight.long().T
         rows.append(scaled(sums, own, scale, bias))
     return torch.stack(rows) if rows else x.new_empty(0, len(weight))

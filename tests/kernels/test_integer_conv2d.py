@@ -35,29 +35,29 @@ kinds = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS)
 Given = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def tensors(case: Case) -> Given:
+def tensors(case: Case, most: int = 16384) -> Given:
     """Images, an integer weight, a scale and a bias."""
     x, weight, _ = case.tensors(torch.float32)
     generator = torch.Generator().manual_seed(case.seed)
-    values = (weight * 2000).clamp(-16384, 16384).to(torch.int16)
+    values = (weight * 2000).clamp(-most, most).to(torch.int16)
     scale, bias = torch.randn(2, len(weight), generator=generator)
     return x * torch.arange(1, len(x) + 1).view(-1, 1, 1, 1), values, scale, bias
 
 
-def ours(case: Case, given: Given, step: Tensor | None) -> Tensor:
+def ours(case: Case, given: Given, step: Tensor | None, largest: int = 127) -> Tensor:
     x, values, scale, bias = given
-    packed = pack_conv2d_weight(values, groups=case.groups)
-    return integer_conv2d(x, packed, scale, bias, step, case.kernel, *case.sizes)
+    packed = pack_conv2d_weight(values, groups=case.groups, largest=largest)
+    return integer_conv2d(x, packed, scale, bias, step, case.kernel, *case.sizes, largest)
 
 
-def wanted(case: Case, given: Given, step: Tensor | None) -> Tensor:
+def wanted(case: Case, given: Given, step: Tensor | None, largest: int = 127) -> Tensor:
     """Image by image, from exact codes."""
     x, values, scale, bias = given
     images = []
     for image in x:
         row = image.flatten().tolist()
-        own = integer_oracle.step_of(row) if step is None else float(step)
-        codes = torch.tensor(integer_oracle.codes_of(row, own)).view(1, *image.shape)
+        own = integer_oracle.step_of(row, largest) if step is None else float(step)
+        codes = torch.tensor(integer_oracle.codes_of(row, own, largest)).view(1, *image.shape)
         sums = F.conv2d(codes.double(), values.double(), None, *case.sizes).long()
         images.append(integer_oracle.scaled(sums.movedim(1, -1), own, scale, bias).movedim(-1, 1))
     return torch.cat(images)
@@ -66,18 +66,19 @@ def wanted(case: Case, given: Given, step: Tensor | None) -> Tensor:
 @backends
 @kinds
 @pytest.mark.parametrize("step", [STATIC, None], ids=["static", "dynamic"])
-def test_a_layer_is_rounded_as_promised(backend: str, case: Case, step: Tensor | None) -> None:
-    given = tensors(case)
+@pytest.mark.parametrize(("most", "largest"), [(16384, 127), (64, 127), (700, 32767)], ids=["int16", "int8", "wide"])
+def test_a_layer_is_rounded_as_promised(backend: str, case: Case, step: Tensor | None, most: int, largest: int) -> None:
+    given = tensors(case, most)
     with using(backend):
-        y = ours(case, given, step)
+        y = ours(case, given, step, largest)
     assert y.dtype == torch.float32
-    assert torch.equal(y, wanted(case, given, step))
+    assert torch.equal(y, wanted(case, given, step, largest))
 
 
 @settings(max_examples=25, deadline=None)
-@given(cases(), st.sampled_from(BACKENDS), st.booleans())
-def test_any_sizes_do(case: Case, backend: str, is_static: bool) -> None:
-    given, step = tensors(case), STATIC if is_static else None
+@given(cases(), st.sampled_from([64, 16384]), st.sampled_from(BACKENDS), st.booleans())
+def test_any_sizes_do(case: Case, most: int, backend: str, is_static: bool) -> None:
+    given, step = tensors(case, most), STATIC if is_static else None
     with using(backend):
         assert torch.equal(ours(case, given, step), wanted(case, given, step))
 

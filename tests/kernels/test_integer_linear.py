@@ -57,13 +57,15 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 sizes = st.tuples(st.integers(0, 70), st.integers(1, 70), st.integers(1, 70))
+#: Of weights: those that are packed as bytes, and those that are not.
+magnitudes = st.sampled_from([64, 65, 32767])
 
 
 @settings(max_examples=25, deadline=None)
-@given(sizes, st.sampled_from(BACKENDS), st.integers(0, 2**20))
-def test_a_product_is_that_of_integers(size: tuple[int, int, int], backend: str, seed: int) -> None:
+@given(sizes, magnitudes, st.sampled_from(BACKENDS), st.integers(0, 2**20))
+def test_a_product_is_that_of_integers(size: tuple[int, int, int], most: int, backend: str, seed: int) -> None:
     rows, inputs, outputs = size
-    x, weight = codes(rows, inputs, seed), weights(outputs, inputs, seed, 32767)
+    x, weight = codes(rows, inputs, seed), weights(outputs, inputs, seed, most)
     with using(backend):
         y = integer_matmul(x, pack_weight(weight), outputs)
     assert y.dtype == torch.int32
@@ -71,15 +73,16 @@ def test_a_product_is_that_of_integers(size: tuple[int, int, int], backend: str,
 
 
 @settings(max_examples=25, deadline=None)
-@given(sizes, st.sampled_from(BACKENDS), st.booleans(), st.booleans(), st.integers(0, 2**20))
+@given(sizes, st.sampled_from([64, 700]), st.sampled_from([127, 32767]), st.sampled_from(BACKENDS), st.data())
 def test_a_layer_is_rounded_as_promised(
-    size: tuple[int, int, int], backend: str, is_static: bool, has_bias: bool, seed: int
+    size: tuple[int, int, int], most: int, largest: int, backend: str, data: st.DataObject
 ) -> None:
-    rows, inputs, outputs = size
-    x, weight, (scale, bias) = tokens(rows, inputs, seed), weights(outputs, inputs, seed), floats(outputs, seed)
-    given = (scale, bias if has_bias else None, STATIC if is_static else None)
+    (rows, inputs, outputs), seed = size, data.draw(st.integers(0, 2**20))
+    x, weight, (scale, bias) = tokens(rows, inputs, seed), weights(outputs, inputs, seed, most), floats(outputs, seed)
+    step = data.draw(st.sampled_from([None, STATIC, STATIC / 256]))
+    given = (scale, data.draw(st.sampled_from([None, bias])), step, largest)
     with using(backend):
-        y = integer_linear(x, pack_weight(weight), *given)
+        y = integer_linear(x, pack_weight(weight, largest=largest), *given)
     assert same(y, integer_oracle.linear(x, weight, *given))
 
 
@@ -88,8 +91,10 @@ def test_rows_and_outputs_need_not_fill_tiles(backend: str) -> None:
     with using(backend):
         for rows in (1, 2, 5, 6, 7, 11, 12, 13, 47, 48, 49, 97):
             for outputs in (1, 15, 16, 17, 33, 64):
-                x, weight = codes(rows, 9), weights(outputs, 9)
-                assert torch.equal(integer_matmul(x, pack_weight(weight), outputs).long(), x.long() @ weight.long().T)
+                for most in (64, 32767):
+                    x, weight = codes(rows, 9), weights(outputs, 9, 0, most)
+                    y = integer_matmul(x, pack_weight(weight), outputs)
+                    assert torch.equal(y.long(), x.long() @ weight.long().T)
 
 
 @backends
@@ -113,6 +118,17 @@ def test_sums_may_reach_the_ends_of_32_bits(backend: str) -> None:
 
 
 @backends
+@pytest.mark.parametrize("most", [64, -64])
+@pytest.mark.parametrize("code", [127, -128])
+def test_bytes_do_not_saturate(backend: str, most: int, code: int) -> None:
+    x, weight = torch.full((7, 66), code, dtype=torch.int8), torch.full((17, 66), most, dtype=torch.int16)
+    packed = pack_weight(weight)
+    assert packed.dtype == torch.int8
+    with using(backend):
+        assert (integer_matmul(x, packed, 17) == 66 * code * most).all()
+
+
+@backends
 def test_partial_sums_may_leave_32_bits_where_the_whole_does_not(backend: str) -> None:
     x = torch.full((3, 2048), -128, dtype=torch.int8)
     weight = torch.full((1, 2048), 32767, dtype=torch.int16)
@@ -131,6 +147,23 @@ def test_a_rows_own_step_is_the_smallest_that_reaches_it(backend: str, largest: 
         y = integer_linear(x, pack_weight(weight), one, None, None)
     assert same(y, integer_oracle.linear(x, weight, one, None, None))
     assert not largest > 1e-30 or abs(y[0, 0].item() - largest) <= largest / 120
+
+
+@backends
+@pytest.mark.parametrize("value", [32767.0, 32767.5, 1.0, 1.9999389, 1.999939, 3e-39])
+def test_wide_codes_have_finer_steps(backend: str, value: float) -> None:
+    x, one, weight = torch.tensor([[value, -value / 3]]), torch.ones(2), torch.eye(2, dtype=torch.int16)
+    with using(backend):
+        y = integer_linear(x, pack_weight(weight, largest=32767), one, None, None, 32767)
+    assert same(y, integer_oracle.linear(x, weight, one, None, None, 32767))
+
+
+@backends
+def test_products_of_the_widest_codes_are_exact(backend: str) -> None:
+    x, weight = torch.full((3, 2), -40000.0), torch.full((1, 2), 32767, dtype=torch.int16)
+    with using(backend):
+        y = integer_linear(x, pack_weight(weight, largest=32767), torch.ones(1), None, torch.ones(1), 32767)
+    assert (y == torch.tensor(-2.0 * 32768 * 32767)).all()
 
 
 @backends
@@ -202,6 +235,13 @@ def test_packing_loses_nothing_and_pads_with_zeros() -> None:
     assert packed.shape == (3, 2, 3, 16, 2)
     assert packed.is_contiguous()
     assert torch.equal(unpack_weight(packed, 17, 5), weight)
+    small = weight % 129 - 64
+    packed_small = pack_weight(small)
+    assert packed_small.shape == (3, 2, 1 + 2, 16, 4)
+    assert packed_small.is_contiguous()
+    assert torch.equal(unpack_weight(packed_small, 17, 5), small.to(torch.int8))
+    assert pack_weight(small, largest=32767).dtype == torch.int16
+    assert pack_weight(torch.tensor([[-32768, 0]], dtype=torch.int16)).dtype == torch.int16
     assert torch.equal(packed.long().abs().sum(), weight.long().abs().sum())
     assert packed[1, 1, 2, 0].tolist() == [weight[1, 16, 4], 0]
 
@@ -214,6 +254,7 @@ def test_a_weight_of_other_sizes_is_refused(outputs: int) -> None:
         lambda: integer_linear(tokens(2, 6), packed, torch.ones(outputs), None, None),
         lambda: integer_linear(tokens(2, 8), packed, torch.ones(17), None, None),
         lambda: integer_linear(tokens(2, 6), packed.int(), torch.ones(17), None, None),
+        lambda: integer_linear(tokens(2, 6), pack_weight(weights(17, 6, 0, 9)), torch.ones(17), None, None, 32767),
     ):
         with pytest.raises(
             ReparamError, match=r"the packed weight must be torch.int16 of shape .* make it with pack_weight"
