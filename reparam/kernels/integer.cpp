@@ -48,7 +48,11 @@ extern "C" void reparam_integer_matmul(const int8_t* codes, const void* weight, 
                     copy_codes<Kernel>(codes + (block.first + row) * inputs, inputs, block.codes + row * block.stride);
             },
             [&](const Block<Kernel>& block, long row, long output, long count, const int32_t* sums) {
-                std::memcpy(y + (block.first + row) * outputs + output, sums, count * sizeof *sums);
+                int32_t* to = y + (block.first + row) * outputs + output;
+                if (count == Kernel::kPanel)  // a size that is known is copied without a call
+                    std::memcpy(to, sums, Kernel::kPanel * sizeof *sums);
+                else
+                    std::memcpy(to, sums, count * sizeof *sums);
             });
     });
 }
