@@ -41,7 +41,10 @@ def laid_out(dense: Workload) -> tuple[nn.Module, Tensor]:
     """The model and its batch, with channels last if it is a convolutional network."""
     if not wants_channels_last(dense):
         return dense.model, dense.batch
-    model = copy.deepcopy(dense.model).to(memory_format=torch.channels_last)
+    model = copy.deepcopy(dense.model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):  # a lowered model has other tensors of four axes and more, in its own order
+            module.to(memory_format=torch.channels_last)
     return model, dense.batch.to(memory_format=torch.channels_last)
 
 

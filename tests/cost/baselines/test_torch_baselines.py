@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.cost.baselines.base import BASELINES, Inapplicable
+from reparam.cost.baselines.eager import laid_out
 from reparam.cost.workload import Workload
 from tests.pico import cnn, images, vit
 
@@ -62,6 +63,19 @@ def test_channels_last_is_for_convolutional_networks(
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(Inapplicable, match="no convolutional network"):
         BASELINES.get("channels-last").prepare(workload(vit()))  # a patch embedding is one convolution
+
+
+def test_only_convolutions_are_laid_out_anew() -> None:
+    """Whatever else has four axes or more, such as a lowered layer's packed weights, is in an order of its own."""
+    model = cnn()
+    model.register_buffer("codes", torch.zeros(2, 3, 4, 5))
+    model.register_buffer("tiles", torch.zeros(2, 3, 4, 5, 6))
+    with Workload(model.eval(), images(), threads=1) as dense:
+        laid, _ = laid_out(dense)
+    assert laid.get_buffer("codes").is_contiguous()
+    assert laid.get_buffer("tiles").is_contiguous()
+    kernels = [module.weight for module in laid.modules() if isinstance(module, nn.Conv2d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 @pytest.mark.parametrize("make", [vit, cnn], ids=["vit", "cnn"])
