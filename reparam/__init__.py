@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from reparam import errors as errors
 
 if TYPE_CHECKING:
-    from reparam.api.bench import Bench as Bench
-    from reparam.api.bench import BenchCase as BenchCase
     from reparam.api.bench import bench as bench
+    from reparam.api.bench_records import Bench as Bench
+    from reparam.api.bench_records import BenchCase as BenchCase
     from reparam.api.convert import Conversion as Conversion
     from reparam.api.convert import convert as convert
     from reparam.api.coverage import coverage as coverage
@@ -76,8 +76,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Bench": "reparam.api.bench",
-    "BenchCase": "reparam.api.bench",
+    "Bench": "reparam.api.bench_records",
+    "BenchCase": "reparam.api.bench_records",
     "Calibration": "reparam.calibrate.records",
     "CalibrationStep": "reparam.calibrate.records",
     "Comparison": "reparam.cost.measurement",

@@ -1,12 +1,13 @@
 """`reparam bench`: converted models beside the engines that people would pick for the original."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import reparam
 from reparam_cli.measuring_options import Baselines, BatchSizes, Threads, numbers
-from reparam_cli.options import AsJson, Device, Overrides
+from reparam_cli.options import AsJson, Device, Fresh, Overrides
 from reparam_cli.streams import only_results_on_stdout, plain, print_json
 
 Models = Annotated[
@@ -35,6 +36,9 @@ Weights = Annotated[
 Limit = Annotated[
     float, typer.Option("--limit", metavar="SECONDS", help="An engine that would take longer in a table is left out.")
 ]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.json", help="Write the result here, and go on after a stop.")
+]
 
 
 def bench(
@@ -50,6 +54,8 @@ def bench(
     device: Device = None,
     weights: Weights = "none",
     limit: Limit = 60.0,
+    out: Out = None,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Time converted models, lowered and compiled, beside the fastest engines for their originals."""
@@ -69,6 +75,8 @@ def bench(
             weights=weights,
             overrides=overrides or (),
             limit=limit,
+            out=out,
+            fresh=fresh,
             progress=progress,
         )
     if as_json:

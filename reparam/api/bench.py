@@ -1,72 +1,36 @@
 """`reparam.bench`: converted models, lowered and compiled, beside the engines people would pick for the originals."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from reparam.api.bench_records import Bench, BenchCase, growths, was_too_slow
 from reparam.api.convert import convert
 from reparam.api.lowered_engines import choose_lowered_engines
 from reparam.api.measuring import Measuring
 from reparam.api.profile import original_of
 from reparam.api.subject import is_checkpoint, resolve_subject
+from reparam.atomic import check_file, write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import read_record
 from reparam.cost.baselines.base import Baseline
 from reparam.cost.expert_schedule import routed_shares
-from reparam.cost.growth import fitted_exponent
 from reparam.cost.instructions import instruction_sets
 from reparam.cost.latency import machine_name, using_threads
 from reparam.cost.measure import measure_batch
-from reparam.cost.measurement import Comparison, Measurement, Side, compare
+from reparam.cost.measurement import Measurement, Side, compare
 from reparam.errors import CheckpointError, OptionError, RecipeError
+from reparam.journal import Journal
 from reparam.models.spec import stamp
 from reparam.models.weights import load_weights
-from reparam.recipe.schema import Frozen
 from reparam.train.engine import pick_device
 from reparam.train.progress import Progress, Silent
 
 #: Forwards that an entry takes at least: two to check it, two for each of three rounds.
 _FEWEST_RUNS = 8
-
-
-class BenchCase(Frozen):
-    """One model at one size of images and one batch size: all of its engines, timed in turns in one run.
-
-    `mult_share` is the mean share of tokens that the routers of mixtures multiplied, None without mixtures.
-    """
-
-    model: str
-    recipe: str
-    image_size: int
-    batch_size: int
-    mult_share: float | None
-    measurements: tuple[Measurement, ...]
-    comparison: Comparison | None
-
-
-class Growth(Frozen):
-    """How one engine's latency grows: time = c * tokens**exponent, fitted over these sizes of images."""
-
-    model: str
-    batch_size: int
-    side: Side
-    title: str
-    image_sizes: tuple[int, ...]
-    exponent: float
-
-
-class Bench(Frozen):
-    """All that was measured in one run on one machine. `instructions` are the CPU's, or empty for another device."""
-
-    machine: str
-    instructions: tuple[str, ...]
-    threads: int
-    torch: str
-    cases: tuple[BenchCase, ...]
-    growths: tuple[Growth, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +56,8 @@ def bench(
     weights: str = "none",
     overrides: Sequence[str] = (),
     limit: float = 60.0,
+    out: str | Path | None = None,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> Bench:
     """Times converted models and their originals in every engine, in turns, on random images.
@@ -109,6 +75,9 @@ def bench(
         weights: of named models; "none" for random ones, with which every untrained router multiplies all tokens.
         overrides: changes of the recipe.
         limit: seconds for one entry of a table. One that would take longer is left out, at larger sizes too.
+        out: a .json file for the result. Tables are kept beside it until all are done, so that a call that was stopped
+            goes on where it stopped.
+        fresh: forget those tables.
         progress: hears what is being done.
     Raises:
         OptionError: no model, a size or limit that is not above 0, an unknown engine, or options that a run does not
@@ -120,22 +89,58 @@ def bench(
     sizes = _sizes(img_size)
     _check(names, recipe, sizes, limit, overrides)
     where, tell = pick_device(device), (progress or Silent()).message
-    cases: list[BenchCase] = []
+    machine = machine_name(where)
+    settings = _settings(recipe, weights, overrides, how, forms, limit, machine)
+    journal = None if out is None else Journal(_journal_file(Path(out)), BenchCase, fresh=fresh)
+    known, cases = {} if journal is None else journal.read(), list[BenchCase]()
     for name in names:
-        slow: set[tuple[Side, str]] = set()
         for size in [None] if is_checkpoint(name) else sizes:
-            tell(f"converting {name}{f' at {size} pixels' if size else ''}")
-            pair = _pair(name, recipe, size, weights=weights, overrides=overrides, device=where)
-            for batch in _batches(pair.shape, how.batch_sizes, device=where):
-                cases.append(_case(name, pair, batch, how, forms, limit=limit, slow=slow, tell=tell))
-    return Bench(
-        machine=machine_name(where),
+            pair: _Pair | None = None
+            for batch_size in sorted(how.batch_sizes):
+                key = f"{name}, {size or 'its own'} pixels, batch {batch_size}, {settings}"
+                if key not in known:
+                    if pair is None:
+                        tell(f"converting {name}{f' at {size} pixels' if size else ''}")
+                        pair = _pair(name, recipe, size, weights=weights, overrides=overrides, device=where)
+                    known[key] = _case(key, name, pair, batch_size, how, forms, cases, limit=limit, tell=tell)
+                    if journal is not None:
+                        journal.add(known[key])
+                cases.append(known[key])
+    found = Bench(
+        machine=machine,
         instructions=instruction_sets() if where.type == "cpu" else (),
         threads=how.threads,
         torch=str(torch.__version__),
         cases=tuple(cases),
-        growths=tuple(_growths(cases)),
+        growths=tuple(growths(cases)),
     )
+    if out is not None:
+        write_text(out, found.model_dump_json(indent=1) + "\n")
+        _journal_file(Path(out)).unlink(missing_ok=True)
+    return found
+
+
+def _settings(
+    recipe: str | Path | None,
+    weights: str,
+    overrides: Sequence[str],
+    how: Measuring,
+    forms: Sequence[Baseline],
+    limit: float,
+    machine: str,
+) -> str:
+    """What all tables of a call share, in words."""
+    engines = " ".join(engine.name for engine in (*how.baselines, *forms))
+    asked = f"recipe {recipe} {' '.join(overrides)}, weights {weights}, limit {limit:g} s, {engines}"
+    return f"{asked}; {machine}, {how.threads} threads, torch {torch.__version__}"
+
+
+def _journal_file(out: Path) -> Path:
+    """Raises CheckpointError for a name that cannot be written or is none of a JSON file."""
+    if out.suffix != ".json":
+        raise CheckpointError(f"{out}: the result is a JSON file; give a name that ends in .json")
+    check_file(out)
+    return out.with_suffix(".jsonl")
 
 
 def _sizes(img_size: int | Sequence[int] | None) -> list[int | None]:
@@ -207,28 +212,28 @@ def _pair_of_run(folder: Path, *, device: torch.device) -> _Pair:
     )
 
 
-def _batches(shape: tuple[int, ...], sizes: Sequence[int], *, device: torch.device) -> Iterator[Tensor]:
-    """Random images, the same in every run, the smallest batch first."""
-    for size in sorted(sizes):
-        yield torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-
 def _case(
+    key: str,
     name: str,
     pair: _Pair,
-    batch: Tensor,
+    batch_size: int,
     how: Measuring,
     forms: Sequence[Baseline],
+    before: Sequence[BenchCase],
     *,
     limit: float,
-    slow: set[tuple[Side, str]],
     tell: Callable[[str], None],
 ) -> BenchCase:
-    """Measures all engines that were not too slow at smaller sizes; notes in `slow` those that are at this one."""
+    """Measures all engines but those that were too slow in one of the tables `before`."""
+    batch, image_size = _batch(pair, batch_size), pair.shape[-1]
     tried: dict[Side, Sequence[Baseline]] = {"converted": forms, "dense": how.baselines}
-    entered = {
-        side: [engine for engine in engines if (side, engine.name) not in slow] for side, engines in tried.items()
+    slow = {
+        (side, engine.name): _left_out(side, engine, batch_size)
+        for side, engines in tried.items()
+        for engine in engines
+        if was_too_slow(before, side, engine.name, model=name, image_size=image_size, batch_size=batch_size)
     }
+    entered = {side: [one for one in engines if (side, one.name) not in slow] for side, engines in tried.items()}
     found = measure_batch(
         batch,
         converted=pair.converted,
@@ -239,24 +244,24 @@ def _case(
         tell=tell,
         slowest_s=limit / _FEWEST_RUNS,
     )
-    left_out = [
-        _left_out(side, engine, len(batch))
-        for side, engines in tried.items()
-        for engine in engines
-        if (side, engine.name) in slow
-    ]
-    slow |= {(m.side, m.engine) for m in found if m.status == "skipped" and m.error is not None}
     with using_threads(how.threads):
         shares = routed_shares(pair.converted, batch)
     return BenchCase(
+        name=key,
         model=name,
         recipe=pair.recipe,
-        image_size=batch.shape[-1],
-        batch_size=len(batch),
+        image_size=image_size,
+        batch_size=batch_size,
         mult_share=sum(shares.values()) / len(shares) if shares else None,
-        measurements=(*found, *left_out),
+        measurements=(*found, *slow.values()),
         comparison=compare(found),
     )
+
+
+def _batch(pair: _Pair, size: int) -> Tensor:
+    """Random images, the same in every run, where the model is."""
+    images = torch.randn(size, *pair.shape, generator=torch.Generator().manual_seed(0))
+    return images.to(next(pair.dense.parameters()).device)
 
 
 def _left_out(side: Side, engine: Baseline, batch_size: int) -> Measurement:
@@ -268,24 +273,3 @@ def _left_out(side: Side, engine: Baseline, batch_size: int) -> Measurement:
         status="skipped",
         reason="it was too slow at a smaller size already",
     )
-
-
-def _growths(cases: Sequence[BenchCase]) -> Iterator[Growth]:
-    timed: dict[tuple[str, int, Side, str], dict[int, float]] = {}
-    for case in cases:
-        for m in case.measurements:
-            if m.latency is not None:
-                times = timed.setdefault((case.model, case.batch_size, m.side, m.title), {})
-                times[case.image_size] = m.latency.median_ms
-    for (model, batch_size, side, title), times in timed.items():
-        # Tokens are patches of one size, so they grow as the pixels do.
-        exponent = fitted_exponent({size**2: time for size, time in times.items()})
-        if exponent is not None:
-            yield Growth(
-                model=model,
-                batch_size=batch_size,
-                side=side,
-                title=title,
-                image_sizes=tuple(times),
-                exponent=exponent,
-            )

@@ -113,6 +113,51 @@ def test_an_engine_that_was_too_slow_is_not_tried_again_at_larger_sizes(
 
 
 @pytest.mark.usefixtures("clock", "forms")
+def test_an_engine_that_was_too_slow_for_a_large_batch_is_tried_with_one_larger_image(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0, 0, 0, 0, 0, 9, 0, 0, *[0] * 20])  # two looks for each of two engines and case
+    monkeypatch.setattr(measure, "perf_counter", lambda: next(times))
+    found = reparam.bench(
+        model, "deepshift-q", img_size=[16, 32], batch_size=[1, 2], baselines="eager", limit=40.0
+    )  # fmt: skip
+    statuses = [next(m.status for m in case.measurements if m.engine == "swift") for case in found.cases]
+    assert statuses == ["measured", "skipped", "measured", "skipped"]
+
+
+@pytest.mark.usefixtures("clock", "forms")
+def test_a_call_that_was_stopped_goes_on_where_it_stopped(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[int, ...]] = []
+    whole = bench_file.measure_batch
+
+    def stops(batch: torch.Tensor, **options: Any) -> Any:
+        if len(measured) == 1:
+            measured.append((0,))
+            raise KeyboardInterrupt
+        measured.append(tuple(batch.shape))
+        return whole(batch, **options)
+
+    monkeypatch.setattr(bench_file, "measure_batch", stops)
+    asked: dict[str, Any] = {"img_size": 16, "batch_size": [1, 2], "baselines": "eager", "out": tmp_path / "b.json"}
+    with pytest.raises(KeyboardInterrupt):
+        reparam.bench(model, "deepshift-q", **asked)
+    assert not (tmp_path / "b.json").exists()
+    found = reparam.bench(model, "deepshift-q", **asked)
+    assert measured == [(1, 3, 16, 16), (0,), (2, 3, 16, 16)]
+    assert reparam.Bench.model_validate_json((tmp_path / "b.json").read_bytes()) == found
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]  # the next call measures anew
+    reparam.bench(model, "deepshift-q", **asked)
+    assert len(measured) == 5
+
+
+def test_the_result_is_a_json_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the result is a JSON file"):
+        reparam.bench("m", "deepshift-q", out=tmp_path / "b.csv")
+
+
+@pytest.mark.usefixtures("clock", "forms")
 def test_a_run_is_measured_with_its_own_original(tmp_path: Path) -> None:
     sizes = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     spec = build_spec("vit_tiny_patch16_224", num_classes=3, img_size=16, model_kwargs=sizes)

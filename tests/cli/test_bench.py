@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import reparam
-from reparam.api.bench import Bench, BenchCase, Growth
+from reparam.api.bench_records import Bench, BenchCase, Growth
 from reparam.cost.latency import Latency
 from reparam.cost.measurement import Measurement, compare
 from tests.cli.conftest import RunCli
@@ -39,6 +40,7 @@ BENCH = Bench(
     torch="2.14",
     cases=(
         BenchCase(
+            name="deit_tiny at 224",
             model="deit_tiny",
             recipe="shiftaddvit",
             image_size=224,
@@ -95,6 +97,8 @@ def test_options_reach_the_library(run_cli: RunCli, asked: dict[str, Any]) -> No
     assert (asked["img_size"], asked["batch_size"]) == ([224, 512, 1024], [1, 8])
     assert (asked["threads"], asked["limit"], asked["lowered"]) == (2, 5.0, "int8+eager")
     assert asked["overrides"] == ["x=1"]
+    assert run_cli("bench", "a", "--out", "b.json", "--fresh").code == 0
+    assert (asked["out"], asked["fresh"]) == (Path("b.json"), True)
     assert run_cli("bench", "a").code == 0
     assert (asked["img_size"], asked["batch_size"], asked["weights"]) == (None, [1], "none")
 
