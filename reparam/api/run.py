@@ -113,6 +113,10 @@ def open_run(
     record = read_record(folder)
     if record.plan is None or record.base.weights is None:
         raise CheckpointError(f"{folder}: holds a dense model and not a run; give it to reparam convert first")
+    if record.packed is not None:
+        raise CheckpointError(
+            f"{folder}: is packed, so what was trained is gone; train the run that it was exported from"
+        )
     plan = record.plan.model_copy(update={"recipe": _same_rules(record.plan, recipe, overrides, where=folder)})
     dense = load(folder / DENSE, base=base).to(device)
     image = format_of(record, data)

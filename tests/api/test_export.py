@@ -36,6 +36,12 @@ def test_a_packed_folder_is_a_model_like_any_other(run: Path) -> None:
     assert profile.operations == reparam.profile(run, measure=False).operations
 
 
+def test_a_packed_folder_is_not_trained(run: Path, images: Path) -> None:
+    reparam.export(run, "packed")
+    with pytest.raises(CheckpointError, match="is packed, so what was trained is gone; train the run"):
+        reparam.finetune(run / "packed", data=reparam.DataSettings(data_dir=str(images)))
+
+
 def test_a_module_is_exported_where_it_is_told(run: Path, tmp_path: Path) -> None:
     model = reparam.load(run)
     exported = reparam.export(model, "packed", out=tmp_path / "out")
