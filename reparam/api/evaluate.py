@@ -15,7 +15,9 @@ from reparam.atomic import check_file, write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import Record, read_record
 from reparam.errors import CheckpointError, ModelError
+from reparam.graph.records import Plan
 from reparam.models.file_formats import is_model_file, open_model_file
+from reparam.models.spec import ModelSpec
 from reparam.models.weights import load_weights
 from reparam.recipe.data_settings import DataSettings
 from reparam.reporting.confusion import check_confusion_file, write_confusion
@@ -127,9 +129,14 @@ def format_of(record: Record, data: DataSettings) -> ImageFormat:
     Raises:
         ModelError: it takes no images.
     """
-    spec, size = record.base.spec, record.base.spec.input_size
-    if size is None and record.plan is not None and len(record.plan.input_shape) == 4:
-        _, channels, height, width = record.plan.input_shape
+    return format_by(record.base.spec, record.plan, data)
+
+
+def format_by(spec: ModelSpec, plan: Plan | None, data: DataSettings) -> ImageFormat:
+    """What a model takes by its spec, and by the plan it was converted with; raises ModelError where neither says."""
+    size = spec.input_size
+    if size is None and plan is not None and len(plan.input_shape) == 4:
+        _, channels, height, width = plan.input_shape
         size = (channels, height, width)
     return image_format(data, input_size=_known(size, spec.name), model=spec.data)
 
@@ -161,9 +168,10 @@ def _of_file(name: str, data: DataSettings, *, device: str | None, weights: str,
     if device not in (None, "cpu"):
         raise ModelError(f"{name}: an exported file is run on the CPU; leave --device {device} out")
     model = open_model_file(name)
-    image = image_format(data, input_size=model.image_size(**sides))
+    image = image_format(data, input_size=model.image_size(**sides), model=model.preparation)
     prepared = {"mean": data.mean, "std": data.std, "crop_pct": data.crop_pct, "interpolation": data.interpolation}
-    defaults = [f"{key} {_words(getattr(image, key))}" for key, given in prepared.items() if not given]
+    told = {key for key, given in prepared.items() if given} | model.preparation.keys()
+    defaults = [f"{key} {_words(getattr(image, key))}" for key in prepared if key not in told]
     if defaults:
         logger.info("%s does not say how images are prepared; timm's defaults: %s", name, ", ".join(defaults))
     return Answerer(model=model, image=image)

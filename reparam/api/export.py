@@ -1,16 +1,25 @@
 """`reparam.export`: a run or a model in a format to deploy."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from reparam.api.check_images import images_for
+from reparam.api.evaluate import format_by
 from reparam.api.profile import original_of
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import WEIGHTS_NAME, read_record
-from reparam.errors import ExportError
-from reparam.exporting.base import FORMATS, Exported, parse_export_options
+from reparam.errors import ExportError, OptionError
+from reparam.exporting.base import FORMATS, Exported, Sample, parse_export_options
+from reparam.graph.provenance import provenance_of
+from reparam.models.known import spec_of
+from reparam.recipe.data_settings import DataSettings
+
+#: That a program is checked on.
+_IMAGES = 32
 
 
 def export(
@@ -19,28 +28,39 @@ def export(
     *,
     out: str | Path | None = None,
     base: nn.Module | Callable[[], nn.Module] | None = None,
+    data: DataSettings | None = None,
+    images: int | None = None,
     **options: Any,
 ) -> Exported:
     """Writes a model in a format to deploy.
 
     Args:
         source: a run, one of its stages, any checkpoint folder, or a module, which is not changed.
-        format: "packed".
+        format: "packed", "onnx" or "pt2".
         out: where to write; by default in the folder of the run, under a name of the format.
         base: the dense model of a checkpoint that only its owner can build.
+        data: images that a program is checked on, spread over the evaluation split; without, seeded random ones.
+        images: how many; 32 by default.
         options: of the format. packed: `floats` ("float16", "bf16", "float32") for parameters that are no shift
-            weights; `experts` (those and "int8") for multiply experts.
+            weights; `experts` (those and "int8") for multiply experts. onnx and pt2: `dynamic_batch`, or
+            `batch_size` of a fixed one; `tolerance` of the check. onnx: `opset`. pt2: `compile` for a package of
+            AOTInductor.
     Raises:
         ExportError: no such format, or one that cannot hold the model.
         OptionError: an option that the format does not have, or not with this value.
         CheckpointError: the folder is none that reparam wrote, or `out` is in use or cannot be written.
+        ModelError: nothing says which images the model takes.
+        DataError: the data cannot be read.
     """
     made = FORMATS.get(format)
     chosen = parse_export_options(made, options)
     target, writer = _target(source, out, made.place), made()
     writer.refuse_place(target)
+    if not made.is_checked and (data is not None or images is not None):
+        raise OptionError(f"format {format} is not checked on images; leave them out")
     model, extra = _opened(source, base)
-    exported = writer.write(model, target, chosen, extra=extra)
+    sample = _sample(model, data or DataSettings(), images) if made.is_checked else None
+    exported = writer.write(model, target, chosen, extra=extra, sample=sample)
     return exported.model_copy(update=_sizes_before(source))
 
 
@@ -60,6 +80,15 @@ def _opened(
     if isinstance(source, nn.Module):
         return source, {}
     return load(source, base=base), read_record(Path(source)).extra
+
+
+def _sample(model: nn.Module, data: DataSettings, count: int | None) -> Sample:
+    made = provenance_of(model)
+    spec, plan = (spec_of(model), None) if made is None else (made.spec, made.plan)
+    image = format_by(spec, plan, data)
+    images, words = images_for(image, data, count=_IMAGES if count is None else count)
+    preparation = {field.name: getattr(image, field.name) for field in fields(image)}
+    return Sample(images=images, words=words, preparation=preparation)
 
 
 def _sizes_before(source: str | Path | nn.Module) -> dict[str, int]:

@@ -1,13 +1,13 @@
 """`reparam.verify`: whether two models compute the same, and the first layer where they part."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from reparam.api.check_images import images_for
 from reparam.api.evaluate import open_checkpoint, open_named, refuse_shape
 from reparam.api.subject import is_checkpoint
 from reparam.compare.difference import Comparison
@@ -17,17 +17,15 @@ from reparam.compare.recording import Recorder, record_modules
 from reparam.compare.records import Verification
 from reparam.errors import ModelError, OptionError
 from reparam.models.file_formats import is_model_file, open_model_file
-from reparam.models.inputs import InputSpec, seeded_inputs
 from reparam.models.known import spec_of
 from reparam.models.model_file import ModelFile
 from reparam.models.onnx_file import OnnxModel
 from reparam.models.pt2_file import Pt2Model
 from reparam.recipe.data_settings import DataSettings
-from reparam.train.data import ImageFormat, image_format, sample_images
+from reparam.train.data import ImageFormat, image_format
 
 #: Images that run together: the outputs of all layers of both models are held for them.
 _TOGETHER = 4
-_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ def verify(
     if all(is_checkpoint(side) or isinstance(side, nn.Module) for side in (a, b)):
         refuse_shape(_name(a), shape)
     sides = [_open(side, settings, weights=weights, shape=shape, base=base) for side in (a, b)]
-    fed, words = _images(_common_format(sides), settings, images)
+    fed, words = images_for(_common_format(sides), settings, count=images)
     together = min([_TOGETHER, *(side.batch_size for side in sides if side.batch_size)])
     comparison = Comparison(sides[0].name, sides[1].name)
     for batch in fed.split(together):
@@ -131,8 +129,8 @@ def _of_file(source: str | Path, data: DataSettings, *, img_size: int | None, in
     return Side(
         name=str(source),
         record=_recorder(model),
-        image=None if size is None else image_format(data, input_size=size),
-        prepares=False,
+        image=None if size is None else image_format(data, input_size=size, model=model.preparation),
+        prepares=bool(model.preparation),
         batch_size=model.batch_size,
     )
 
@@ -156,17 +154,6 @@ def _common_format(sides: list[Side]) -> ImageFormat:
     chosen = next((side for side in told if side.prepares), told[0]).image
     assert chosen is not None
     return chosen
-
-
-def _images(image: ImageFormat, data: DataSettings, count: int) -> tuple[Tensor, str]:
-    """Images (N, C, H, W) and what they are, in words."""
-    if not data.data_dir and not data.dataset:
-        (drawn,) = seeded_inputs([InputSpec(shape=(count, *image.input_size))], seed=_SEED)
-        return drawn, f"random, of seed {_SEED}"
-    # The sampler reads the training split, for its use in calibration.
-    return sample_images(
-        replace(data, train_split=data.val_split), image=image, count=count, device=torch.device("cpu")
-    )
 
 
 def _name(source: str | Path | nn.Module) -> str:

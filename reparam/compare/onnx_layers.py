@@ -19,7 +19,8 @@ from reparam.models.onnx_file import OnnxModel, open_onnx
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+#: The key under which torch's exporter notes the modules around a node.
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def record_onnx(model: OnnxModel) -> Recorder:
@@ -55,6 +56,6 @@ def _layers(inside: OnnxModel, names: dict[str, str], images: Tensor) -> dict[st
 
 
 def _scoped(node: "NodeProto") -> ScopedNode:
-    written = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    written = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
     paths = ast.literal_eval(written)[1:-1]  # between the model itself and the operation
     return ScopedNode(reads=tuple(node.input), writes=tuple(node.output), scopes=frozenset(paths))

@@ -5,11 +5,12 @@ The verb opens the model, refuses a place that holds something else, and hands o
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from reparam.errors import ExportError, OptionError
 from reparam.recipe.schema import Frozen
@@ -33,11 +34,39 @@ class ExportedPart(Frozen):
     after: int
 
 
+class EngineCheck(Frozen):
+    """How far the outputs of a file, in one engine, are from those of its model, on `images` images (`data` in words).
+
+    `relative_error` is ||file - model|| / ||model||; `top1_agreement` the share of images, in percent, that get the
+    same class. An engine that did not run says why in `skipped`, and has no figures.
+    """
+
+    engine: str
+    skipped: str | None = None
+    images: int = 0
+    data: str = ""
+    top1_agreement: float | None = None
+    relative_error: float | None = None
+    max_abs_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Images (N, C, H, W) that a file is checked on, what they are in words, and how the model wants them prepared.
+
+    `preparation` has timm's keys: mean, std, interpolation, crop_pct, crop_mode.
+    """
+
+    images: Tensor
+    words: str
+    preparation: Mapping[str, Any]
+
+
 class Exported(Frozen):
     """What an export wrote to `out`. `parts` is empty where a format does not store tensors one by one.
 
     `source_bytes` and `dense_bytes` are the sizes of the weights file that was exported and of its dense original's,
-    where there are such files. `notes` are sentences about what is not as asked for.
+    where there are such files. `notes` are sentences about what is not as asked for, `checks` what the file passed.
     """
 
     format: str
@@ -45,14 +74,19 @@ class Exported(Frozen):
     file_bytes: int
     parts: tuple[ExportedPart, ...] = ()
     notes: tuple[str, ...] = ()
+    checks: tuple[EngineCheck, ...] = ()
     source_bytes: int | None = None
     dense_bytes: int | None = None
 
 
 class ExportFormat(ABC):
-    """One way to write a model down. `place` is where in the folder of a run, unless the user says."""
+    """One way to write a model down. `place` is where in the folder of a run, unless the user says.
+
+    `is_checked` says that the result is run, and compared with the model on images.
+    """
 
     name: ClassVar[str]
+    is_checked: ClassVar[bool] = False
     place: ClassVar[str]
     Options: ClassVar[type[ExportOptions]]
 
@@ -61,7 +95,9 @@ class ExportFormat(ABC):
         """Raises CheckpointError where `out` holds something that this format must not replace."""
 
     @abstractmethod
-    def write(self, model: nn.Module, out: Path, options: Any, *, extra: Mapping[str, Any]) -> Exported:
+    def write(
+        self, model: nn.Module, out: Path, options: Any, *, extra: Mapping[str, Any], sample: Sample | None
+    ) -> Exported:
         """Writes a model in eval mode to `out`, complete or not at all.
 
         Args:
@@ -69,6 +105,7 @@ class ExportFormat(ABC):
             out: where.
             options: an instance of `Options`.
             extra: the notes of the checkpoint that it came from, for formats that have a place for them.
+            sample: what to check on, for formats that are checked.
         Raises:
             ExportError: the format cannot hold the model.
             CheckpointError: the file system refuses.

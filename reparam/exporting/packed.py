@@ -15,7 +15,7 @@ from reparam.checkpoint.packing import Float, PackedTensors, Stored, pack_tensor
 from reparam.checkpoint.record import CONFIG_NAME, WEIGHTS_NAME, read_record
 from reparam.checkpoint.save import write_packed_checkpoint
 from reparam.errors import CheckpointError, ExportError
-from reparam.exporting.base import Exported, ExportedPart, ExportFormat, ExportOptions, export_format
+from reparam.exporting.base import Exported, ExportedPart, ExportFormat, ExportOptions, Sample, export_format
 from reparam.graph.provenance import provenance_of
 
 _NAMED = 5
@@ -45,7 +45,15 @@ class PackedFormat(ExportFormat):
                 "folder with --out."
             )
 
-    def write(self, model: nn.Module, out: Path, options: PackedOptions, *, extra: Mapping[str, Any]) -> Exported:
+    def write(
+        self,
+        model: nn.Module,
+        out: Path,
+        options: PackedOptions,
+        *,
+        extra: Mapping[str, Any],
+        sample: Sample | None = None,
+    ) -> Exported:
         """Packs and writes a converted model."""
         provenance = provenance_of(model)
         if provenance is None or not provenance.applied.steps:

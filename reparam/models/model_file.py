@@ -1,7 +1,8 @@
 """A model read from a file that has no modules of ours any more: how batches of images are fed, whatever runs it."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ class ModelFile(nn.Module):
     """The program of a file; `image` is the (channels, height, width) that it takes, None where it takes any.
 
     So is `batch_size`; a program that was made for one gets batches of that size, the last one filled up with blank
-    images.
+    images. `preparation` is what the file notes on that, with timm's keys; empty where it has no note.
     """
 
-    def __init__(self, *, where: str, sides: Sequence[int | str]) -> None:
-        """Takes the file's name, and the sides of its input (B, C, H, W), a word for one of any length.
+    def __init__(self, *, where: str, sides: Sequence[int | str], preparation: Mapping[str, Any] | None = None) -> None:
+        """Takes the file's name, the sides of its input (B, C, H, W), a word for one of any length, and its note.
 
         Raises:
             ModelError: it takes no images.
@@ -29,6 +30,7 @@ class ModelFile(nn.Module):
                 f"{where}: wanted an input (batch, channels, height, width) with 1, 3 or 4 channels, got "
                 f"{list(sides)}; export it in this layout"
             )
+        self.preparation = dict(preparation or {})
         self.where, self.image, self.batch_size = where, shape[1:], shape[0]
 
     def image_size(self, *, img_size: int | None, in_chans: int | None) -> tuple[int, int, int]:

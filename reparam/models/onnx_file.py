@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reparam.errors import ModelError
 from reparam.models.model_file import ModelFile
+from reparam.models.preparation import KEY, read_preparation
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -21,7 +22,8 @@ class OnnxModel(ModelFile):
 
     def __init__(self, session: "InferenceSession", *, where: str) -> None:
         entry = _input_of(session, where=where)
-        super().__init__(where=where, sides=entry.shape)
+        note = session.get_modelmeta().custom_metadata_map.get(KEY)
+        super().__init__(where=where, sides=entry.shape, preparation=read_preparation(note))
         if entry.type not in _DTYPES:
             raise ModelError(f"{where}: wanted an input of {', '.join(_DTYPES)}, got {entry.type}; export it with one")
         self._session, self._input, self._dtype = session, entry.name, _DTYPES[entry.type]

@@ -1,6 +1,7 @@
 """A `.pt2` file as a model: what `torch.export.save` wrote, run on the CPU; its first output is taken as the logits."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch.utils import _pytree as pytree
 
 from reparam.errors import ModelError
 from reparam.models.model_file import ModelFile
+from reparam.models.preparation import KEY, read_preparation
 
 
 class Pt2Model(ModelFile):
     """The program of a file; `program` is it as a graph module, with the module that each node came from."""
 
-    def __init__(self, program: ExportedProgram, *, where: str) -> None:
+    def __init__(self, program: ExportedProgram, *, where: str, preparation: Mapping[str, Any] | None = None) -> None:
         taken = _input_of(program, where=where)
-        super().__init__(where=where, sides=[side if isinstance(side, int) else str(side) for side in taken.shape])
+        sides = [side if isinstance(side, int) else str(side) for side in taken.shape]
+        super().__init__(where=where, sides=sides, preparation=preparation)
         if not taken.dtype.is_floating_point:
             raise ModelError(f"{where}: wanted an input of floats, got {taken.dtype}; export it with one")
         self._dtype = taken.dtype
@@ -59,13 +62,14 @@ def open_pt2(path: str | Path) -> Pt2Model:
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
     try:
-        program = torch.export.load(path)
+        notes = {KEY: ""}
+        program = torch.export.load(path, extra_files=notes)
     except Exception as error:  # whatever unpacking bytes of any kind raises
         raise ModelError(
             f"{path}: torch cannot load it as an exported program: {first_line(error)}. Export it again, with this "
             "version of torch."
         ) from error
-    return Pt2Model(program, where=str(path))
+    return Pt2Model(program, where=str(path), preparation=read_preparation(notes[KEY]))
 
 
 def first_line(error: Exception) -> str:

@@ -8,6 +8,8 @@ import torch
 import reparam
 from reparam.errors import CheckpointError, ExportError, OptionError
 from reparam.models.build import build_model, build_spec
+from reparam.recipe.data_settings import DataSettings
+from reparam.train.digits import write_digits
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,32 @@ def test_options_are_read_before_the_model(tmp_path: Path) -> None:
         reparam.export(tmp_path / "absent", "packed", opset=17)
     with pytest.raises(CheckpointError, match="there is no such folder"):
         reparam.export(tmp_path / "absent", "packed")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_run_as_a_program_has_the_accuracy_of_the_run_on_digits(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    write_digits(tmp_path / "digits")
+    data = DataSettings(data_dir=str(tmp_path / "digits"))
+    digits_vit = Path(reparam.__file__).parent / "_demo" / "digits_vit"
+    reparam.convert(f"local-dir:{digits_vit}", "shift-ptq", out=tmp_path / "run")
+    exported = reparam.export(tmp_path / "run", suffix, data=data, images=20)
+    assert exported.out == str(tmp_path / "run" / f"model.{suffix}")
+    assert exported.file_bytes < 0.8 * (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert exported.checks[0].data == str(tmp_path / "digits" / "validation")
+    assert exported.checks[0].top1_agreement == 100.0
+    of_file, of_run = (reparam.evaluate(one, data=data, workers=0) for one in (exported.out, tmp_path / "run"))
+    assert of_file.top1 == of_run.top1
+    assert of_file.loss == pytest.approx(of_run.loss, rel=1e-4)
+
+
+def test_a_format_that_runs_nothing_takes_no_images(run: Path) -> None:
+    with pytest.raises(OptionError, match="format packed is not checked on images; leave them out"):
+        reparam.export(run, "packed", images=8)
+
+
+def test_an_unknown_format_is_told_with_the_closest_name(run: Path) -> None:
+    with pytest.raises(ExportError, match='Did you mean "onnx"'):
+        reparam.export(run, "onxx")

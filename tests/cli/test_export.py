@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import reparam
-from reparam.exporting.base import Exported, ExportedPart
+from reparam.exporting.base import EngineCheck, Exported, ExportedPart
 from tests.cli.conftest import RunCli
 
 EXPORTED = Exported(
@@ -50,6 +50,39 @@ def test_only_options_that_were_given_are_passed_on(run_cli: RunCli, asked: dict
     assert run_cli(*line.split()).code == 0
     assert asked["out"] == Path("here")
     assert (asked["floats"], asked["experts"]) == ("bf16", "int8")
+
+
+def test_options_of_programs_and_the_images_to_check_on_are_passed_on(run_cli: RunCli, asked: dict[str, Any]) -> None:
+    line = "export runs/x --format onnx --fixed-batch -b 4 --opset 20 --tolerance 0.1 --images 8 --data-dir d"
+    assert run_cli(*line.split()).code == 0
+    del asked["source"], asked["out"]
+    assert asked == {
+        "format": "onnx",
+        "dynamic_batch": False,
+        "batch_size": 4,
+        "opset": 20,
+        "tolerance": 0.1,
+        "images": 8,
+        "data": reparam.DataSettings(data_dir="d"),
+    }
+    run_cli(*["export", "runs/x", "--format", "pt2", "--compile", "--dynamic-batch"])
+    assert (asked["compile"], asked["dynamic_batch"]) == (True, True)
+
+
+def test_checks_are_shown_one_row_for_each_engine(
+    run_cli: RunCli, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"images": 32, "data": "d", "top1_agreement": 96.875, "relative_error": 2e-6, "max_abs_error": 0.5}
+    checks = (EngineCheck(engine="ONNX Runtime 1.32", **figures), EngineCheck(engine="OpenVINO", skipped="not here"))
+    exported = Exported(format="onnx", out="m.onnx", file_bytes=2_000_000, checks=checks)
+    monkeypatch.setitem(vars(reparam), "export", lambda *_, **__: exported)
+    out = run_cli("export", "runs/x", "--format", "onnx").out
+    assert [" ".join(line.split()) for line in out.splitlines()] == [
+        "checked in images same class relative error largest error",
+        "ONNX Runtime 1.32 32 96.88 % 2.0e-06 5.0e-01",
+        "OpenVINO: skipped, not here",
+        "wrote m.onnx, 2.00 MB",
+    ]
 
 
 def test_json_is_the_record(run_cli: RunCli, asked: dict[str, Any]) -> None:
