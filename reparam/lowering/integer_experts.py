@@ -88,7 +88,7 @@ def grouped_experts(module: MoeMlp | RoutedLayer, met: Mapping[nn.Module, Tensor
     pairs = dict(module.expert_layers())
     if any(shift.options.activation_bits or (m.bias is None) != (shift.bias is None) for m, shift in pairs.items()):
         return None
-    weights = {multiply: shift_parts(shift) for multiply, shift in pairs.items()}
+    weights = {multiply: shift_parts(shift, largest=INT8) for multiply, shift in pairs.items()}
     if any(len(parts) > 1 for parts in weights.values()):
         return None
     layers = [

@@ -1,4 +1,4 @@
-"""Shift layers as integer products: inputs become int8 codes, weights are int16 numbers, sums are int32.
+"""Shift layers as integer products: inputs become int8 or int16 codes, weights are int16 numbers, sums are int32.
 
     y = (sum_k code[k] * n[o, k]) * (step * scale[o]) + b[o]
 
@@ -43,16 +43,18 @@ class IntegerShiftLinear(LoweredModule):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.codes, self.bias = InputCodes(layer.activation, met), copy.deepcopy(layer.bias)
-        parts = shift_parts(layer)
-        self.parts = nn.ModuleList([_Part(pack_weight(part.values), part.scale) for part in parts])
+        largest = self.codes.largest
+        parts = shift_parts(layer, largest=largest)
+        self.parts = nn.ModuleList([_Part(pack_weight(part.values, largest=largest), part.scale) for part in parts])
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (..., I) to (..., O), float32."""
         rows = self.codes(x.reshape(-1, self.in_features))
+        grid = self.codes.step, self.codes.largest
         first, *others = _parts(self.parts)
-        out = integer_linear(rows, first.packed, first.scale, self.bias, self.codes.step)
+        out = integer_linear(rows, first.packed, first.scale, self.bias, *grid)
         for part in others:
-            out = out + integer_linear(rows, part.packed, part.scale, None, self.codes.step)
+            out = out + integer_linear(rows, part.packed, part.scale, None, *grid)
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -68,17 +70,17 @@ class IntegerShiftConv2d(LoweredModule, ConvAttributes):
         self.form = layer.form
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.codes, self.bias = InputCodes(layer.activation, met), copy.deepcopy(layer.bias)
-        parts = shift_parts(layer)
+        parts = shift_parts(layer, largest=self.codes.largest)
         self.parts = nn.ModuleList([_Part(self._packed(part), part.scale) for part in parts])
 
     def _packed(self, part: IntegerWeight) -> Tensor:
         shape = (self.out_channels, self.in_channels // self.form.groups, *self.form.kernel)
-        return pack_conv2d_weight(part.values.view(shape), groups=self.form.groups)
+        return pack_conv2d_weight(part.values.view(shape), groups=self.form.groups, largest=self.codes.largest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, I, H, W) to (B, O, OH, OW), float32."""
         x, form, step = self.codes(self.form.prepared(x)), self.form, self.codes.step
-        sizes = (form.kernel, form.stride, form.padding, form.dilation, form.groups)
+        sizes = (form.kernel, form.stride, form.padding, form.dilation, form.groups, self.codes.largest)
         first, *others = _parts(self.parts)
         out = integer_conv2d(x, first.packed, first.scale, self.bias, step, *sizes)
         for part in others:

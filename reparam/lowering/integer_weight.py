@@ -17,7 +17,6 @@ from reparam.ops.shift_layer import ShiftLayer
 
 _LARGEST_WEIGHT = 2**15 - 1
 _LARGEST_SUM = 2**31 - 1
-_LARGEST_CODE = 2**7
 _NO_SHIFT = 2**7 - 1
 #: More products than this take longer than one in float32.
 MOST_PARTS = 4
@@ -31,8 +30,12 @@ class IntegerWeight:
     scale: Tensor
 
 
-def shift_parts(layer: ShiftLayer) -> list[IntegerWeight]:
+def shift_parts(layer: ShiftLayer, *, largest: int) -> list[IntegerWeight]:
     """Returns parts whose sum is the layer's rounded weight, exactly; one part wherever that is possible.
+
+    Args:
+        layer: a shift layer.
+        largest: activation code, 127 or 32767.
 
     Raises:
         BackendError: more parts would be needed than pay.
@@ -47,11 +50,11 @@ def shift_parts(layer: ShiftLayer) -> list[IntegerWeight]:
     for parts in range(1, MOST_PARTS + 1):
         width = -(-widest // parts)
         found = [_part(sign, shift, lowest, start, width) for start in range(0, widest, width)]
-        if all(_fits(values) for values, _ in found):
+        if all(_fits(values, largest) for values, _ in found):
             return [IntegerWeight(values.to(torch.int16), scale) for values, scale in found]
     raise BackendError(
-        f"its weights span {widest} exponents over {inputs} inputs, which {MOST_PARTS} int16 products cannot sum in 32 "
-        "bits; convert with fewer bits, or lower to float32"
+        f"its weights span {widest} exponents over {inputs} inputs, which {MOST_PARTS} int16 products with "
+        f"{largest.bit_length() + 1}-bit inputs cannot sum in 32 bits; convert with fewer bits, or lower to float32"
     )
 
 
@@ -62,9 +65,9 @@ def _part(sign: Tensor, shift: Tensor, lowest: Tensor, start: int, width: int) -
     return values, power_of_two(lowest.flatten() + start)
 
 
-def _fits(values: Tensor) -> bool:
+def _fits(values: Tensor, largest: int) -> bool:
     magnitude = values.abs()
-    sums = magnitude.sum(dim=1) * _LARGEST_CODE
+    sums = magnitude.sum(dim=1) * (largest + 1)
     return not values.numel() or bool(magnitude.max() <= _LARGEST_WEIGHT and sums.max() <= _LARGEST_SUM)
 
 
