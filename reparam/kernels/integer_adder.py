@@ -13,6 +13,7 @@ from torch import Tensor
 from reparam.errors import ReparamError
 from reparam.kernels import integer_native, integer_reference
 from reparam.kernels.geometry import Geometry
+from reparam.kernels.integer_operands import require_scales
 from reparam.kernels.integer_weight import pack_adder_weight, require_packed_adder, unpack_adder_weight
 from reparam.kernels.opaque import opaque
 
@@ -49,10 +50,11 @@ def integer_adder(
     Returns:
         (B, OH, OW, O) float32, -sum |w - code| * (step * scale) + bias. An image with a NaN gives NaN.
     Raises:
-        ReparamError: `x` is neither float32 nor int8, or the weight is packed for other sizes.
+        ReparamError: `x` is neither float32 nor int8, or an operand has another type, device or size.
     """
     if x.dtype not in (torch.float32, torch.int8):
         raise ReparamError(f"integer adders take float32, or codes as int8, not {x.dtype}; convert the input")
+    require_scales(x, packed, scale, bias, step)
     geometry = Geometry.sized(x, len(scale), kernel, stride, padding, dilation, groups)
     require_packed_adder(packed, geometry)
     is_native = x.device.type == "cpu" and integer_native.is_available()

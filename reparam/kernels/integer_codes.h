@@ -6,6 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
+namespace {  // each library has its own copy, made for its flags
+
 inline int32_t bits_of(float value) {
     int32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
@@ -81,3 +83,5 @@ struct Epilogue {
             for (long i = 0; i < count; ++i) y[i] = static_cast<float>(sums[i]) * (step * scale[i]);
     }
 };
+
+}  // namespace

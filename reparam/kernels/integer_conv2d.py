@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reparam.kernels import integer_native, integer_reference
 from reparam.kernels.geometry import Geometry
-from reparam.kernels.integer_linear import require_float32
+from reparam.kernels.integer_operands import require_float32
 from reparam.kernels.integer_weight import pack_conv2d_weight, require_packed_conv2d, unpack_conv2d_weight
 from reparam.kernels.opaque import opaque
 
@@ -56,9 +56,9 @@ def integer_conv2d(
         (B, O, OH, OW) float32, channels-last. An image with a NaN gives NaN, and so does, without a step, one with an
         infinity.
     Raises:
-        ReparamError: `x` is not float32, or the weight is packed for other sizes.
+        ReparamError: an operand has another type, device or size.
     """
-    require_float32(x)
+    require_float32(x, packed, scale, bias, step)
     last = x.permute(0, 2, 3, 1).contiguous()
     geometry = Geometry.sized(last, len(scale), kernel, stride, padding, dilation, groups)
     require_packed_conv2d(packed, geometry, largest=largest)

@@ -8,8 +8,8 @@ rounded how, and what becomes of numbers that are not finite, is said there. The
 import torch
 from torch import Tensor
 
-from reparam.errors import ReparamError
 from reparam.kernels import integer_native, integer_reference
+from reparam.kernels.integer_operands import require_float32
 from reparam.kernels.integer_weight import pack_weight, require_packed, unpack_weight
 from reparam.kernels.opaque import opaque
 
@@ -56,9 +56,9 @@ def integer_linear(
     Returns:
         (M, O) float32. A row with a NaN gives NaN, and so does, without a step, one with an infinity.
     Raises:
-        ReparamError: `x` is not float32, or the weight is packed for other sizes.
+        ReparamError: an operand has another type, device or size.
     """
-    require_float32(x)
+    require_float32(x, packed, scale, bias, step)
     require_packed(packed, outputs=len(scale), inputs=x.shape[1], largest=largest)
     if _suits_native(x):
         return integer_native.linear(x, packed, scale, bias, step, largest)
@@ -102,7 +102,7 @@ def grouped_integer_linear(
     Raises:
         ReparamError: as in `integer_linear`.
     """
-    require_float32(x)
+    require_float32(x, packed_pair, scales, biases, step)
     outputs, inputs = scales.shape[1], x.shape[1]
     require_packed(packed_pair, 2, outputs=outputs, inputs=inputs, largest=largest)
     split = int(first)
@@ -116,12 +116,6 @@ def grouped_integer_linear(
             weight = unpack_weight(packed, outputs, inputs)
             out[rows] = integer_reference.linear(x[rows], weight, scales[expert], bias, steps[expert], largest)
     return out
-
-
-def require_float32(x: Tensor) -> None:
-    """Raises a ReparamError unless `x` is float32."""
-    if x.dtype != torch.float32:
-        raise ReparamError(f"integer layers take float32, not {x.dtype}; convert the input, or leave autocast")
 
 
 def _suits_native(x: Tensor) -> bool:

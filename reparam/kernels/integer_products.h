@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+namespace {  // each library has its own copy, made for its flags
+
 template <typename CodeType, typename WeightType>
 struct Products {
     typedef CodeType Code;
@@ -101,3 +103,5 @@ struct Bytes : Products<uint8_t, int8_t> {
     }
 #endif
 };
+
+}  // namespace

@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <vector>
 
+namespace {  // each library has its own copy, made for its flags
+
 constexpr long kBlock = 48;  // rows of a task; of 3072 int16 codes they take 288 KiB
 
 // Sums of `Rows` rows of codes and `Panels` panels of weights; to (Rows, Panels * kPanel). Every loop over sums is
@@ -131,3 +133,5 @@ void sweep(const typename Kernel::Weight* weight, const Extent<Kernel>& extent, 
             }
     }
 }
+
+}  // namespace

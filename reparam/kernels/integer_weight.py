@@ -62,7 +62,7 @@ def pack_conv2d_weight(values: Tensor, *, groups: int, largest: int = _INT8) -> 
 
 
 def unpack_conv2d_weight(packed: Tensor, geometry: Geometry) -> Tensor:
-    """Returns the weight (G, O, KH, KW, I) int16 that was packed."""
+    """Returns the weight (G, O, KH, KW, I), int8 or int16, that was packed."""
     inputs = geometry.taps * geometry.in_channels
     is_depthwise = geometry.is_depthwise
     rows = packed.T.unsqueeze(1) if is_depthwise else unpack_weight(packed, geometry.out_channels, inputs)

@@ -1,6 +1,6 @@
-// Convolutions of int8 codes: the rows that output pixels read, for any kernel of integer_sweep.h.
+// Convolutions of codes: the rows that output pixels read, for any kernel of integer_sweep.h.
 //
-// Images are codes of type `Image`; pixels outside of them have code 0.
+// Images are codes of type `Image`, int8 or int16; pixels outside of them have code 0.
 
 #pragma once
 
@@ -8,6 +8,8 @@
 
 #include "integer_codes.h"
 #include "integer_sweep.h"
+
+namespace {  // each library has its own copy, made for its flags
 
 struct Window {  // sizes of a convolution, height before width; inputs and outputs are those of one group
     long batch, image[2], kernel[2], output[2], stride[2], padding[2], dilation[2], inputs, outputs, groups;
@@ -20,12 +22,23 @@ struct Window {  // sizes of a convolution, height before width; inputs and outp
     long pixels() const { return output[0] * output[1]; }
     long taps() const { return kernel[0] * kernel[1]; }
 
-    // The offset in the images of what tap (i, j) of output pixel `at` of the batch reads; -1 outside of the image.
-    long offset(long at, long i, long j) const {
-        const long b = at / pixels(), oh = at / output[1] % output[0], ow = at % output[1];
-        const long h = oh * stride[0] - padding[0] + i * dilation[0], w = ow * stride[1] - padding[1] + j * dilation[1];
-        const bool inside = h >= 0 && h < image[0] && w >= 0 && w < image[1];
-        return inside ? ((b * image[0] + h) * image[1] + w) * groups * inputs : -1;
+};
+
+struct Corner {  // where an output pixel's window begins, maybe outside of the image
+    const Window& window;
+    long image, top, left;
+
+    Corner(const Window& of, long at)
+        : window(of),
+          image(at / of.pixels()),
+          top(at / of.output[1] % of.output[0] * of.stride[0] - of.padding[0]),
+          left(at % of.output[1] * of.stride[1] - of.padding[1]) {}
+
+    // The offset in the images of what tap (i, j) reads; -1 outside of the image.
+    long offset(long i, long j) const {
+        const long h = top + i * window.dilation[0], w = left + j * window.dilation[1];
+        const bool inside = h >= 0 && h < window.image[0] && w >= 0 && w < window.image[1];
+        return inside ? ((image * window.image[0] + h) * window.image[1] + w) * window.groups * window.inputs : -1;
     }
 };
 
@@ -36,11 +49,12 @@ void gather(const Image* codes, const Window& window, const Block<Kernel>& block
     const long joined = window.groups == 1 && window.dilation[1] == 1 ? window.kernel[1] : 1;
     typename Kernel::Code* to = block.codes + row * block.stride;
     const typename Kernel::Code* end = to + block.stride;
+    const Corner corner(window, block.first + row);
     for (long i = 0; i < window.kernel[0]; ++i)
         for (long j = 0; j < window.kernel[1];) {
-            const long at = block.first + row, offset = window.offset(at, i, j);
+            const long offset = corner.offset(i, j);
             long taps = 1;
-            while (taps < joined - j && (window.offset(at, i, j + taps) < 0) == (offset < 0)) ++taps;
+            while (taps < joined - j && (corner.offset(i, j + taps) < 0) == (offset < 0)) ++taps;
             const long count = taps * window.inputs;
             if (offset < 0)
                 std::fill(to, to + count, static_cast<typename Kernel::Code>(Kernel::kOffset));
@@ -99,9 +113,10 @@ void convolve_depthwise(const Image* codes, const float* steps, const Weight* we
         std::vector<const Image*> taps(window.taps());
 #pragma omp for schedule(static)
         for (long at = 0; at < window.batch * window.pixels(); ++at) {
+            const Corner corner(window, at);
             for (long i = 0; i < window.kernel[0]; ++i)
                 for (long j = 0; j < window.kernel[1]; ++j) {
-                    const long offset = window.offset(at, i, j);
+                    const long offset = corner.offset(i, j);
                     taps[i * window.kernel[1] + j] = offset < 0 ? outside.data() : codes + offset;
                 }
             for (long first = 0; first < groups; first += kChannels) {
@@ -111,8 +126,10 @@ void convolve_depthwise(const Image* codes, const float* steps, const Weight* we
                     add_taps(taps, weight, groups, first, std::integral_constant<long, kChannels>(), term, sums);
                 else
                     add_taps(taps, weight, groups, first, count, term, sums);
-                epilogue(y + at * groups + first, steps[at / window.pixels()], first, count, sums);
+                epilogue(y + at * groups + first, steps[corner.image], first, count, sums);
             }
         }
     }
 }
+
+}  // namespace

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reparam.errors import ReparamError
-from reparam.kernels import integer_reference
+from reparam.kernels import integer_operands, integer_reference
 from reparam.kernels.integer_linear import grouped_integer_linear, integer_linear, integer_matmul, pack_weight
 from reparam.kernels.integer_weight import unpack_weight
 from tests.kernels import integer_oracle
@@ -265,6 +265,17 @@ def test_a_weight_of_other_sizes_is_refused(outputs: int) -> None:
 def test_activations_of_other_types_are_refused() -> None:
     with pytest.raises(ReparamError, match=r"take float32, not torch\.float16"):
         integer_linear(tokens(2, 6).half(), pack_weight(weights(17, 6)), torch.ones(17), None, None)
+
+
+def test_a_scale_or_bias_of_another_type_size_or_device_is_refused() -> None:
+    x, packed, (scale, bias) = tokens(2, 6), pack_weight(weights(17, 6)), floats(17)
+    for others in ((scale.double(), bias, None), (scale, bias.bfloat16(), None), (scale, bias, STATIC.half())):
+        with pytest.raises(ReparamError, match="lower the model again instead of converting its lowered form"):
+            integer_linear(x, packed, *others)
+    with pytest.raises(ReparamError, match=r"the bias has the shape \(3,\), and the scale \(17,\)"):
+        integer_linear(x, packed, scale, bias[:3], None)
+    with pytest.raises(ReparamError, match="an integer layer is on meta and its input on cpu"):
+        integer_operands.require_float32(x, packed.to("meta"), scale, bias, None)
 
 
 def test_the_operators_keep_torchs_contract() -> None:
