@@ -21,7 +21,7 @@ from reparam.ops.shift_conv2d import ShiftConv2d
 
 
 class _Part(nn.Module):
-    """One packed product. State: `packed` int16, `scale` (O,)."""
+    """One packed product. State: `packed` int8 or int16, `scale` (O,)."""
 
     packed: Tensor
     scale: Tensor
