@@ -14,7 +14,7 @@ Operator = Callable[..., Tensor]
 
 
 def opaque(fake: Operator) -> Callable[[Operator], Operator]:
-    """Registers a function, on any device and without gradients, as the operator `reparam::` and its name.
+    """Registers a function as the operator `reparam::` and its name, on any device; torch warns of a backward pass.
 
     Args:
         fake: what it returns for tensors without values, in shape, type, and strides.
