@@ -74,7 +74,7 @@ def check_golden(model: nn.Module, golden: Golden, *, where: str) -> None:
 
 def _values(model: nn.Module, arguments: Sequence[Any]) -> Tensor:
     """(samples, up to 16) float32: the head of each row of the first tensor that `model` returns, on the CPU."""
-    with _evaluating(_on_cpu_in_float32(model)) as ready, torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with evaluating(_on_cpu_in_float32(model)) as ready, torch.no_grad(), torch.autocast("cpu", enabled=False):
         output = _first_tensor(ready(*arguments))
     samples = next((a.shape[0] for a in arguments if isinstance(a, Tensor) and a.ndim), 1)
     rows = output.reshape(samples, -1) if output.ndim and output.shape[0] == samples else output.reshape(1, -1)
@@ -117,7 +117,7 @@ def _in_float32(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Eval mode for the body; afterwards every module has its own flag again.
 
     The way back goes through `train()`, because some models drop caches of their weights there (LeViT's biases).

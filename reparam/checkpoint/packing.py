@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from reparam.checkpoint.golden import evaluating
 from reparam.checkpoint.record import Packed
 from reparam.checkpoint.tensors import file_tensors
 from reparam.errors import CheckpointError
@@ -82,9 +83,10 @@ def pack_tensors(model: nn.Module, *, floats: Float = "float16", experts: Float 
     state, tied = file_tensors(model)
     layers = {path: module for path, module in model.named_modules() if isinstance(module, ShiftLayer)}
     shift, stored = {}, list[Stored]()
-    for path, layer in layers.items():
-        shift[path], one = _shift(path, layer, state)
-        stored.append(one)
+    with evaluating(model):  # in training, stochastic rounding would draw
+        for path, layer in layers.items():
+            shift[path], one = _shift(path, layer, state)
+            stored.append(one)
     kinds, done = _kinds(model), {name for one in stored for name in one.names}
     for name, tensor in state.items():
         if name not in done:

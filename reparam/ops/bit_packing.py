@@ -25,14 +25,18 @@ def pack_codes(codes: Tensor, *, bits: int) -> Tensor:
     """
     flat = codes.flatten().to(torch.int64)
     groups = F.pad(flat, (0, -len(flat) % _GROUP)).view(-1, _GROUP)
-    words = (groups << bits * torch.arange(_GROUP)).sum(1, keepdim=True)
-    stream = (words >> 8 * torch.arange(bits)) & 0xFF
+    words = (groups << bits * _count(_GROUP, codes)).sum(1, keepdim=True)
+    stream = (words >> 8 * _count(bits, codes)) & 0xFF
     return stream.flatten()[: packed_bytes(len(flat), bits=bits)].to(torch.uint8)
 
 
 def unpack_codes(stream: Tensor, *, bits: int, count: int) -> Tensor:
     """Returns the `count` codes of a stream that `pack_codes` made, as uint8 (count,)."""
     groups = F.pad(stream.to(torch.int64), (0, -len(stream) % bits)).view(-1, bits)
-    words = (groups << 8 * torch.arange(bits)).sum(1, keepdim=True)
-    codes = (words >> bits * torch.arange(_GROUP)) & ((1 << bits) - 1)
+    words = (groups << 8 * _count(bits, stream)).sum(1, keepdim=True)
+    codes = (words >> bits * _count(_GROUP, stream)) & ((1 << bits) - 1)
     return codes.flatten()[:count].to(torch.uint8)
+
+
+def _count(end: int, like: Tensor) -> Tensor:
+    return torch.arange(end, device=like.device)

@@ -184,6 +184,19 @@ def test_the_notes_of_the_run_and_its_conversion_stay(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "again")(IMAGES), load(tmp_path)(IMAGES))
 
 
+def test_a_model_in_training_is_packed_as_it_answers_in_evaluation(tmp_path: Path) -> None:
+    """Stochastic rounding draws in training only."""
+    model = vit()
+    for layer in model.modules():
+        if isinstance(layer, ShiftLayer):
+            layer.options = layer.options.model_copy(update={"rounding": "stochastic"})
+    wanted = shift_weights(model)
+    export(model.train(), tmp_path)
+    assert all(module.training for module in model.modules())
+    found = shift_weights(load(tmp_path))
+    assert all(torch.equal(found[path], wanted[path]) for path in wanted)
+
+
 def test_the_model_itself_is_not_changed(tmp_path: Path) -> None:
     model = vit()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

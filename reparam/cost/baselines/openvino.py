@@ -19,10 +19,10 @@ def openvino_fp32(dense: Workload) -> Run:
 @baseline("openvino-bf16", title="OpenVINO, bf16", dtype="bfloat16")
 def openvino_bf16(dense: Workload) -> Run:
     """The exported program, computed in bf16; input and output stay float32."""
-    graph = _graph(dense)
+    _want(dense)
     if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise Inapplicable("this CPU has no instructions for bf16 that OpenVINO knows; it would compute in fp32")
-    return _request(graph, dense, precision="bf16")
+    return _request(_graph(dense), dense, precision="bf16")
 
 
 @baseline("openvino-int8", title="OpenVINO, int8 (NNCF)", dtype="int8")
@@ -45,9 +45,13 @@ def _core() -> "Core":
     return openvino.Core()
 
 
-def _graph(dense: Workload) -> "Model":
+def _want(dense: Workload) -> None:
     want_packages("openvino")
     want_cpu(dense, "OpenVINO")
+
+
+def _graph(dense: Workload) -> "Model":
+    _want(dense)
     import openvino
 
     graph = openvino.convert_model(dense.exported())
