@@ -1,4 +1,4 @@
-"""Ways to run a converted model fast: each backend of `reparam.lower`, by torch, compiled, and through other engines.
+"""Ways to run a converted model fast: each backend of `reparam.lower`, by torch and compiled, and other engines.
 
 An engine is one of the baselines of dense models, given the lowered model instead.
 """
@@ -10,15 +10,16 @@ import torch
 
 from reparam.cost.baselines.base import BASELINES, TOLERANCES, Baseline, Inapplicable, Run
 from reparam.cost.workload import Workload
-from reparam.errors import BackendError, OptionError
+from reparam.errors import BackendError, ExportError, OptionError
+from reparam.exporting.base import FORMATS, Sample, parse_export_options
 from reparam.lowering.base import BACKENDS, LoweringSettings
 from reparam.lowering.lower import lowered_copy
 from reparam.suggest import did_you_mean
 
 _COMPUTES_IN = {"float32": "float32", "int8": "int8"}
-#: By torch every backend can be run; others want a graph of standard operators.
+#: By torch every backend can be run; OpenVINO wants a graph of standard operators.
 _IN_TORCH = {"eager": "eager", "compiled": "torch.compile"}
-_THROUGH_ONNX = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_IN_OTHERS = {"openvino": "OpenVINO"}
 
 
 def choose_lowered_engines(wanted: str | Sequence[str]) -> tuple[Baseline, ...]:
@@ -34,10 +35,18 @@ def choose_lowered_engines(wanted: str | Sequence[str]) -> tuple[Baseline, ...]:
 
 
 def lowered_engines() -> tuple[Baseline, ...]:
-    """Every backend by torch, eagerly and compiled, and the float32 one through ONNX Runtime and OpenVINO."""
+    """Every backend by torch, eagerly and compiled; the float32 one by OpenVINO; the file of `reparam export`."""
     pairs = [(backend, engine, words) for backend in BACKENDS.names() for engine, words in _IN_TORCH.items()]
-    pairs += [("float32", engine, words) for engine, words in _THROUGH_ONNX.items()]
-    return tuple(_engine(backend, engine, words) for backend, engine, words in pairs)
+    pairs += [("float32", engine, words) for engine, words in _IN_OTHERS.items()]
+    file = Baseline(
+        name="onnx+onnxruntime",
+        title="exported ONNX, ONNX Runtime",
+        dtype="int8",
+        tolerance=TOLERANCES["int8"],
+        in_torch=False,
+        prepare=_from_file,
+    )
+    return (*(_engine(backend, engine, words) for backend, engine, words in pairs), file)
 
 
 def _engine(backend: str, engine: str, words: str) -> Baseline:
@@ -60,3 +69,18 @@ def _prepared(backend: str, engine: str, converted: Workload) -> Run:
         raise Inapplicable(f"{first} (and {len(others)} more layers)" if others else first) from error
     with torch.no_grad():
         return BASELINES.get(engine).prepare(converted.beside(lowered))
+
+
+def _from_file(converted: Workload) -> Run:
+    """The file that `reparam export --format onnx` writes, for this batch size: integer weights behind scales."""
+    onnx, file = FORMATS.get("onnx"), converted.folder() / "model.onnx"
+    batch, tolerance = converted.batch, TOLERANCES["int8"]  # its weights are; a runtime may bring inputs to int8 too
+    options = parse_export_options(
+        onnx, {"dynamic_batch": False, "batch_size": len(batch), "tolerance": tolerance}
+    )  # fmt: skip
+    sample = Sample(images=batch, words="the timed batch", preparation={})
+    try:
+        onnx().write(converted.model, file, options, extra={}, sample=sample)
+    except ExportError as error:
+        raise Inapplicable(str(error)) from error
+    return BASELINES.get("onnxruntime").prepare(converted.beside(converted.model, onnx_file=file))

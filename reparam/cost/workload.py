@@ -35,9 +35,11 @@ class Workload:
         """Does something when the measurement is over."""
         self._stack.callback(act)
 
-    def beside(self, model: nn.Module) -> "Workload":
-        """Another model in eval mode on the same batch; it is closed with this one."""
-        return self._stack.enter_context(Workload(model, self.batch, threads=self.threads))
+    def beside(self, model: nn.Module, *, onnx_file: Path | None = None) -> "Workload":
+        """Another model in eval mode on the same batch, and its ONNX file if there is one; closed with this one."""
+        other = self._stack.enter_context(Workload(model, self.batch, threads=self.threads))
+        other._onnx_file = onnx_file
+        return other
 
     def folder(self) -> Path:
         """A new temporary folder."""
