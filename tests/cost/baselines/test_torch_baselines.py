@@ -97,7 +97,11 @@ def test_bf16_leaves_integer_inputs_alone() -> None:
     assert out.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("compiled", torch.float32), ("compiled-bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("compiled", torch.float32), ("compiled-bf16", torch.bfloat16), ("torchao-int8-compiled", torch.float32)],
+)
+@pytest.mark.filterwarnings("ignore")  # torchao's use of what torch deprecates
 def test_the_compiler_gets_fixed_sizes_and_freezes_weights(
     workload: Callable[[nn.Module], Workload],
     seen: list[Tensor],
@@ -105,6 +109,8 @@ def test_the_compiler_gets_fixed_sizes_and_freezes_weights(
     name: str,
     dtype: torch.dtype,
 ) -> None:
+    if name.startswith("torchao"):
+        pytest.importorskip("torchao")
     asked: list[dict[str, Any]] = []
     resets: list[str] = []
 
