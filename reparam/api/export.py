@@ -85,6 +85,10 @@ def _opened(
 def _sample(model: nn.Module, data: DataSettings, count: int | None) -> Sample:
     made = provenance_of(model)
     spec, plan = (spec_of(model), None) if made is None else (made.spec, made.plan)
+    if spec.input_size is None and plan is None:
+        raise ExportError(
+            f"nothing says which images this {type(model).__name__} takes; export a converted one or a run"
+        )
     image = format_by(spec, plan, data)
     images, words = images_for(image, data, count=_IMAGES if count is None else count)
     preparation = {field.name: getattr(image, field.name) for field in fields(image)}

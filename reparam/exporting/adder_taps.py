@@ -6,8 +6,6 @@ One tap of the kernel is a strided slice of the padded image. As many output cha
 differences of one image under a bound. Sums are rounded in another order than by the operator.
 """
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,17 +61,15 @@ class AdderConv2dTaps(AdderTaps):
         """What the weights of each group meet at each output: (B, G, KH * KW * I / G, OH * OW)."""
         form = self.form
         padded = F.pad(x, (form.padding[1], form.padding[1], form.padding[0], form.padding[0]))
-        height, width = form.kernel
-        taps = [self._tap(padded, place, size) for place in itertools.product(range(height), range(width))]
-        return torch.cat([tap.unflatten(1, (form.groups, -1)) for tap in taps], dim=2).flatten(3)
+        rows = [padded[:, :, self._span(tap, 0, size)] for tap in range(form.kernel[0])]
+        taps = [row[..., self._span(tap, 1, size)] for row in rows for tap in range(form.kernel[1])]
+        by_group: Tensor = torch.cat(taps, dim=1).flatten(2).unflatten(1, (len(taps), form.groups, -1))
+        return by_group.transpose(1, 2).flatten(2, 3)
 
-    def _tap(self, x: Tensor, place: tuple[int, ...], size: Pair) -> Tensor:
-        """What one weight of the kernel meets: (B, C, OH, OW)."""
-        spans = []
-        for at, dilation, stride, length in zip(place, self.form.dilation, self.form.stride, size, strict=True):
-            first = at * dilation
-            spans.append(slice(first, first + stride * (length - 1) + 1, stride))
-        return x[:, :, spans[0], spans[1]]
+    def _span(self, tap: int, axis: int, size: Pair) -> slice:
+        """The rows (axis 0) or columns of the padded image that one row or column of the kernel meets."""
+        first, stride = tap * self.form.dilation[axis], self.form.stride[axis]
+        return slice(first, first + stride * (size[axis] - 1) + 1, stride)
 
 
 class AdderLinearTaps(AdderTaps):

@@ -142,4 +142,6 @@ def _fault(cls: type[ExportFormat], fault: Any) -> str:
         known = cls.Options.model_fields
         hint = did_you_mean(key, known) or (f" Known: {', '.join(known)}." if known else "")
         return f'format {cls.name} has no option "{key}".{hint}'
+    if not key:  # a fault of several together
+        return f"format {cls.name}: {fault['msg'].removeprefix('Value error, ')}"
     return f"format {cls.name}, option {key}: {fault['msg']}, got {fault['input']!r}"

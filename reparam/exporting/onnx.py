@@ -23,8 +23,8 @@ from reparam.models.onnx_file import open_onnx
 from reparam.models.preparation import KEY, write_preparation
 from reparam.models.pt2_file import first_line
 
-#: The oldest that torch's exporter writes.
-_OLDEST = 18
+#: What torch's exporter writes.
+_OLDEST, _NEWEST = 18, 23
 #: Protocol buffers hold no more in one message.
 _LARGEST_FILE = 2**31
 
@@ -50,13 +50,10 @@ class OnnxFormat(ProgramFormat):
 
     def dialect(self, options: OnnxOptions) -> Dialect:
         """ONNX's operators of the version asked for."""
-        import onnx
-
-        newest = onnx.defs.onnx_opset_version()
-        if not _OLDEST <= options.opset <= newest:
+        if not _OLDEST <= options.opset <= _NEWEST:
             raise ExportError(
-                f"opset {options.opset}: torch's exporter and onnx {onnx.__version__} write {_OLDEST} to {newest}. "
-                f"Leave --opset out for {FIRST_WITH_INT16}."
+                f"opset {options.opset}: torch's exporter writes {_OLDEST} to {_NEWEST}; leave --opset out for "
+                f"{FIRST_WITH_INT16}"
             )
         return OnnxDialect(options.opset)
 

@@ -98,6 +98,11 @@ def test_a_format_that_runs_nothing_takes_no_images(run: Path) -> None:
         reparam.export(run, "packed", images=8)
 
 
+def test_a_module_that_nothing_is_known_of_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="nothing says which images this Flatten takes"):
+        reparam.export(torch.nn.Flatten().eval(), "pt2", out=tmp_path / "m.pt2")
+
+
 def test_an_unknown_format_is_told_with_the_closest_name(run: Path) -> None:
     with pytest.raises(ExportError, match='Did you mean "onnx"'):
         reparam.export(run, "onxx")
