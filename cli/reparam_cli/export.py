@@ -116,12 +116,14 @@ def export(
         "data": reparam.DataSettings(**data) if data else None,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    with only_results_on_stdout():
-        exported = reparam.export(run, format, out=out, **options)
+    from reparam_cli.render.screen import message_console, show  # Rich, imported only when there is something to draw
+    from reparam_cli.render.training import progress_on
+
+    with only_results_on_stdout(), progress_on(message_console()) as progress:
+        exported = reparam.export(run, format, out=out, progress=progress, **options)
     if as_json:
         print_json(plain(exported))
         return
-    from reparam_cli.render.export import export_view  # Rich, imported only when needed
-    from reparam_cli.render.screen import show
+    from reparam_cli.render.export import export_view
 
     show(export_view(exported))

@@ -17,6 +17,7 @@ from reparam.exporting.base import FORMATS, Exported, Sample, parse_export_optio
 from reparam.graph.provenance import provenance_of
 from reparam.models.known import spec_of
 from reparam.recipe.data_settings import DataSettings
+from reparam.train.progress import Progress, Silent
 
 #: That a program is checked on.
 _IMAGES = 32
@@ -30,6 +31,7 @@ def export(
     base: nn.Module | Callable[[], nn.Module] | None = None,
     data: DataSettings | None = None,
     images: int | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Exported:
     """Writes a model in a format to deploy.
@@ -41,6 +43,7 @@ def export(
         base: the dense model of a checkpoint that only its owner can build.
         data: images that a program is checked on, spread over the evaluation split; without, seeded random ones.
         images: how many; 32 by default.
+        progress: hears what is being done.
         options: of the format. packed: `floats` ("float16", "bf16", "float32") for parameters that are no shift
             weights; `experts` (those and "int8") for multiply experts. onnx and pt2: `dynamic_batch`, or
             `batch_size` of a fixed one; `tolerance` of the check. onnx: `opset`. pt2: `compile` for a package of
@@ -60,7 +63,7 @@ def export(
         raise OptionError(f"format {format} is not checked on images; leave them out")
     model, extra = _opened(source, base)
     sample = _sample(model, data or DataSettings(), images) if made.is_checked else None
-    exported = writer.write(model, target, chosen, extra=extra, sample=sample)
+    exported = writer.write(model, target, chosen, extra=extra, sample=sample, tell=(progress or Silent()).message)
     return exported.model_copy(update=_sizes_before(source))
 
 

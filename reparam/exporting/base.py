@@ -96,7 +96,14 @@ class ExportFormat(ABC):
 
     @abstractmethod
     def write(
-        self, model: nn.Module, out: Path, options: Any, *, extra: Mapping[str, Any], sample: Sample | None
+        self,
+        model: nn.Module,
+        out: Path,
+        options: Any,
+        *,
+        extra: Mapping[str, Any],
+        sample: Sample | None,
+        tell: Callable[[str], None],
     ) -> Exported:
         """Writes a model in eval mode to `out`, complete or not at all.
 
@@ -106,6 +113,7 @@ class ExportFormat(ABC):
             options: an instance of `Options`.
             extra: the notes of the checkpoint that it came from, for formats that have a place for them.
             sample: what to check on, for formats that are checked.
+            tell: hears what is being done, where that takes long.
         Raises:
             ExportError: the format cannot hold the model.
             CheckpointError: the file system refuses.

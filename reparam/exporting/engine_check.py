@@ -31,7 +31,12 @@ class Engine:
 
 
 def check_engines(
-    model: nn.Module, engines: Iterable[Engine], sample: Sample, *, tolerance: float
+    model: nn.Module,
+    engines: Iterable[Engine],
+    sample: Sample,
+    *,
+    tolerance: float,
+    tell: Callable[[str], None],
 ) -> tuple[EngineCheck, ...]:
     """Compares a file's logits in each engine with those of its model.
 
@@ -46,6 +51,7 @@ def check_engines(
         if engine.file is None:
             checks.append(EngineCheck(engine=engine.name, skipped=engine.missing_because))
             continue
+        tell(f"checking it in {engine.name}")
         comparison = Comparison("the model", "the file")
         for batch, of_model in zip(batches, wanted, strict=True):
             comparison.add(of_model, Recording(logits=engine.file(batch)))

@@ -3,7 +3,7 @@
 `reparam.load` makes an ordinary converted model of it, whose shift layers have the rounded weights to the bit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ class PackedFormat(ExportFormat):
         *,
         extra: Mapping[str, Any],
         sample: Sample | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> Exported:
         """Packs and writes a converted model."""
         provenance = provenance_of(model)

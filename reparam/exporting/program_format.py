@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,19 +54,28 @@ class ProgramFormat(ExportFormat):
         check_file(out)
 
     def write(
-        self, model: nn.Module, out: Path, options: Any, *, extra: Mapping[str, Any], sample: Sample | None
+        self,
+        model: nn.Module,
+        out: Path,
+        options: Any,
+        *,
+        extra: Mapping[str, Any],
+        sample: Sample | None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> Exported:
         """Exports, checks in every engine that is here, and moves the file into place."""
         assert sample is not None
         _want_ready(model)
         self.want_packages()
         dialect = self.dialect(options)
+        tell("tracing the model")
         copied, weights = exportable_copy(model, dialect)
         program = exported_program(copied, sample.images.shape[1:], batch_size=options.fixed_batch)
         with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
             draft = Path(folder) / f"model{self.suffix}"
+            tell(f"making the {self.suffix} file")
             self.save(program, draft, options, sample)
-            checks = check_engines(model, self.engines(draft, options), sample, tolerance=options.tolerance)
+            checks = check_engines(model, self.engines(draft, options), sample, tolerance=options.tolerance, tell=tell)
             with atomic_file(out) as target:
                 shutil.copyfile(draft, target)
         return Exported(

@@ -25,6 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
 
     def export(source: str, format: str, **options: Any) -> Exported:
+        options.pop("progress").message("tracing")
         arguments.update(options, source=source, format=format)
         return EXPORTED
 
@@ -87,6 +88,7 @@ def test_checks_are_shown_one_row_for_each_engine(
 
 def test_json_is_the_record(run_cli: RunCli, asked: dict[str, Any]) -> None:
     answer = run_cli("export", "runs/x", "--format", "packed", "--json")
+    assert answer.err == "tracing\n"
     assert json.loads(answer.out) == EXPORTED.model_dump(mode="json")
 
 
