@@ -42,6 +42,15 @@ CalibrationImages = Annotated[
     typer.Option("--calibration-images", min=32, max=1024, help="How many are taken, spread over all there are."),
 ]
 
+TuneSteps = Annotated[
+    int,
+    typer.Option(
+        "--tune-steps",
+        min=0,
+        help="Steps of tuning biases and norms of each block once its layers are calibrated; 100 to 300 are plenty.",
+    ),
+]
+
 
 @with_options_of(data=reparam.DataSettings)
 def convert(
@@ -58,6 +67,7 @@ def convert(
     model_kwargs: ModelKwargs = None,
     calibration_dir: CalibrationDir = None,
     calibration_images: CalibrationImages = 128,
+    tune_steps: TuneSteps = 0,
     out: Out = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -100,6 +110,7 @@ def convert(
             model_kwargs=arguments,
             calibration=_pictures(calibration_dir, data),
             calibration_images=calibration_images,
+            tune_steps=tune_steps,
             progress=progress,
             out=folder,
         )

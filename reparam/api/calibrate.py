@@ -82,6 +82,7 @@ def calibrated_(
     images: Tensor,
     *,
     steps: Sequence[Step],
+    tune_steps: int = 0,
     progress: Callable[[CalibrationStep], None] = lambda step: None,
     journal: Journal | None = None,
 ) -> Calibration:
@@ -92,7 +93,9 @@ def calibrated_(
     def is_theirs(path: str) -> bool:
         return path in layers or path.rpartition(".")[0] in owners
 
-    found = calibrate_(model, dense, images, chosen=is_theirs, progress=progress, journal=journal)
+    found = calibrate_(
+        model, dense, images, tune_steps=tune_steps, chosen=is_theirs, progress=progress, journal=journal
+    )
     for left in found.uncalibrated:
         logger.warning("%s was not calibrated and keeps its rounded weights: %s", left.path, left.reason)
     singular = [fit for fit in found.layers if fit.damping > DAMPING]
@@ -123,12 +126,14 @@ def corrected_(model: nn.Module, dense: nn.Module, example_input: ExampleInput, 
     logger.info("biases corrected from batch norms: %d of %d layers", len(done), len(wanted))
 
 
-def journal_for(out: Path, planned: Plan, record: WeightsRecord, images: Tensor | None) -> Journal | None:
+def journal_for(
+    out: Path, planned: Plan, record: WeightsRecord, images: Tensor | None, *, tune_steps: int
+) -> Journal | None:
     """Where the layers of a calibration are kept until its run is written: a hidden folder beside it."""
     if images is None:
         return None
     folder = out.resolve().parent / f".{out.name}.calibration"
-    return Journal(folder, digest([planned.model_dump_json(), record.sha256], [images]))
+    return Journal(folder, digest([planned.model_dump_json(), record.sha256, str(tune_steps)], [images]))
 
 
 def write_calibration(folder: Path, found: Calibration) -> None:

@@ -24,7 +24,7 @@ from reparam.atomic import atomic_folder, refuse_foreign
 from reparam.calibrate.journal import Journal
 from reparam.calibrate.records import Calibration, CalibrationStep
 from reparam.checkpoint.save import write_checkpoint
-from reparam.errors import CheckpointError
+from reparam.errors import CheckpointError, OptionError
 from reparam.graph.plan import make_plan
 from reparam.graph.provenance import Provenance, attach
 from reparam.graph.records import Plan
@@ -66,6 +66,7 @@ def convert(
     model_kwargs: Mapping[str, Any] | None = None,
     calibration: Tensor | DataSettings | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
+    tune_steps: int = 0,
     progress: Callable[[CalibrationStep], None] = lambda step: None,
     out: str | Path | None = None,
     inplace: bool = False,
@@ -88,14 +89,17 @@ def convert(
         calibration: images (N, C, H, W) as the model takes them, or where they are, for layers with
             `init = "calibrated"`; labels are not looked at.
         calibration_images: how many are taken of a data set, spread over its training split.
-        progress: told after each calibrated layer.
+        tune_steps: with a calibration, steps in which biases and norms of each block are tuned once its layers are
+            fitted.
+        progress: told after each calibrated layer, and each tuned block.
         out: folder for the run: the converted model, and the original in its `dense` folder.
         inplace: convert the given module itself instead of a copy; a named model is never copied.
     Raises:
         ModelError, RecipeError, PlanError: as for `plan`.
         WeightsError: weights that cannot be had or do not fit.
         RewriteError: a step did not do what the plan promised; the given module may be changed if `inplace`.
-        OptionError: layers are to be calibrated and there are no images, or the other way round.
+        OptionError: layers are to be calibrated and there are no images, or the other way round; or blocks are to be
+            tuned without a calibration.
         DataError: too few images, or unreadable ones.
         CheckpointError: `out` cannot be written.
     """
@@ -115,15 +119,20 @@ def convert(
         subject.model, checked, subject.example_input, count=count_totals, stages=stages, allow_partial=allow_partial
     )
     images = images_for(planned, calibration, subject, count=calibration_images)
+    if tune_steps and images is None:
+        raise OptionError(
+            f'recipe "{planned.recipe.name}" calibrates nothing, and blocks are tuned on calibration images; leave '
+            '--tune-steps out, or take the recipe "shift-ptq-calibrated" with --calibration-dir DIR'
+        )
     dense, record = _with_weights(subject, weights, copied=not (inplace or isinstance(model, str)))
     stamp(dense, subject.spec)
     if out is None:
-        return _converted(dense, subject, planned, record, images, progress)
-    journal = journal_for(Path(out), planned, record, images)
+        return _converted(dense, subject, planned, record, images, tune_steps, progress)
+    journal = journal_for(Path(out), planned, record, images, tune_steps=tune_steps)
     with atomic_folder(out) as draft:
         (draft / DENSE).mkdir()
         write_checkpoint(dense, draft / DENSE, example_input=_golden_input(example_input))
-        conversion = _converted(dense, subject, planned, record, images, progress, journal)
+        conversion = _converted(dense, subject, planned, record, images, tune_steps, progress, journal)
         write_checkpoint(conversion.model, draft, example_input=_golden_input(example_input))
         if conversion.calibration is not None:
             write_calibration(draft, conversion.calibration)
@@ -152,6 +161,7 @@ def _converted(
     planned: Plan,
     record: WeightsRecord,
     images: Tensor | None,
+    tune_steps: int,
     progress: Callable[[CalibrationStep], None],
     journal: Journal | None = None,
 ) -> Conversion:
@@ -164,7 +174,15 @@ def _converted(
     if original is not None:
         corrected_(model, original, subject.example_input, steps=planned.steps)
     if original is not None and images is not None:
-        found = calibrated_(model, original, images, steps=planned.steps, progress=progress, journal=journal)
+        found = calibrated_(
+            model,
+            original,
+            images,
+            steps=planned.steps,
+            tune_steps=tune_steps,
+            progress=progress,
+            journal=journal,
+        )
     attach(model, Provenance(spec=subject.spec, plan=planned, weights=record, inputs=inputs))
     return Conversion(model=model, plan=planned, calibration=found)
 

@@ -28,16 +28,22 @@ class Uncalibrated(Frozen):
 
 
 class Calibration(Frozen):
-    """A finished calibration on `images` images."""
+    """A finished calibration on `images` images.
+
+    `blocks` are those that were tuned: the error of a block's output, and what it was before in `rounded_error`.
+    `untuned` are those that take more than one tensor.
+    """
 
     images: int
     layers: tuple[LayerFit, ...]
+    blocks: tuple[LayerFit, ...] = ()
+    untuned: tuple[str, ...] = ()
     uncalibrated: tuple[Uncalibrated, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationStep:
-    """Told after each layer: its fit, its number from 1, and how many there are."""
+    """Told after each layer and each tuned block: its fit, its number from 1, and how many there are."""
 
     fit: LayerFit
     number: int

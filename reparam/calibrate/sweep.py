@@ -3,6 +3,7 @@
 Held at a time: the images, the outputs of one block of both models, and the moments of one layer.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -17,6 +18,7 @@ from reparam.calibrate.order import Calibrated, find_order
 from reparam.calibrate.prefix import Prefix
 from reparam.calibrate.reconstruct import put_, reconstruct
 from reparam.calibrate.records import Calibration, CalibrationStep, LayerFit
+from reparam.calibrate.tune import gives, tune_block_
 from reparam.errors import DataError
 from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.fixed_point import FixedPoint
@@ -32,6 +34,7 @@ def calibrate_(
     dense: nn.Module,
     images: Tensor,
     *,
+    tune_steps: int = 0,
     chosen: Callable[[str], bool] = lambda path: True,
     progress: Callable[[CalibrationStep], None] = lambda step: None,
     journal: Journal | None = None,
@@ -43,8 +46,9 @@ def calibrate_(
         dense: the original, whose layers have the same paths; on the same device. Where an attention is calibrated, a
             module at the path of its core returns the softmax attention's output (B, H, N, E).
         images: (N, C, H, W) as the models take them, no labels.
+        tune_steps: for each block, once its layers are fitted; see `tune_block_`.
         chosen: by path, which of these layers; the others stay as they are.
-        progress: told after each layer.
+        progress: told after each layer, and each tuned block.
         journal: where finished layers are kept, and taken from.
     Raises:
         DataError: too few images, or numbers on the way that are not finite.
@@ -52,28 +56,73 @@ def calibrate_(
     if len(images) < FEWEST_IMAGES:
         raise DataError(f"calibration: wanted at least {FEWEST_IMAGES} images, got {len(images)}; 128 is a good number")
     with evaluating(model, dense):
-        return _sweep(model, dense, images, chosen, progress, journal)
+        return _sweep(model, dense, images, tune_steps, chosen, progress, journal)
 
 
 def _sweep(
     model: nn.Module,
     dense: nn.Module,
     images: Tensor,
+    tune_steps: int,
     chosen: Callable[[str], bool],
     progress: Callable[[CalibrationStep], None],
     journal: Journal | None,
 ) -> Calibration:
     batches = images.split(_BATCH)
     order = find_order(model, dense, batches[0], chosen=chosen)
-    runs = Prefix(model, batches), Prefix(dense, batches)
-    fits: list[LayerFit] = []
-    for number, (path, block) in enumerate(order.targets, start=1):
-        fits.append(_layer_fit(path, *runs, journal))
-        progress(CalibrationStep(fit=fits[-1], number=number, layers=len(order.targets)))
-        if number < len(order.targets) and block is not None and order.targets[number].block != block:
-            for run in runs:
-                run.finish(block, order.targets[number].path)
-    return Calibration(images=len(images), layers=tuple(fits), uncalibrated=order.left_out)
+    converted, original = Prefix(model, batches), Prefix(dense, batches)
+    blocks = {target.block for target in order.targets} - {None} if tune_steps else set()
+    total = len(order.targets) + len(blocks)
+    layers: list[LayerFit] = []
+    tuned: list[LayerFit] = []
+    untuned: list[str] = []
+
+    def tell(fit: LayerFit) -> None:
+        progress(CalibrationStep(fit=fit, number=len(layers) + len(tuned) + len(untuned), layers=total))
+
+    for target, following in itertools.zip_longest(order.targets, order.targets[1:]):
+        layers.append(_layer_fit(target.path, converted, original, journal))
+        tell(layers[-1])
+        if target.block is None or (following is not None and following.block == target.block):
+            continue
+        if tune_steps:
+            fit = _block_fit(target.block, converted, original, journal, steps=tune_steps)
+            if fit is None:
+                untuned.append(target.block)
+            else:
+                tuned.append(fit)
+                tell(fit)
+        if following is not None:
+            for run in (converted, original):
+                run.finish(target.block, following.path)
+    return Calibration(
+        images=len(images),
+        layers=tuple(layers),
+        blocks=tuple(tuned),
+        untuned=tuple(untuned),
+        uncalibrated=order.left_out,
+    )
+
+
+def _block_fit(path: str, converted: Prefix, dense: Prefix, journal: Journal | None, *, steps: int) -> LayerFit | None:
+    """Tunes a block and tells its errors before and after; None where it cannot be run alone."""
+    block = converted.model.get_submodule(path)
+    entry = None if journal is None else journal.read(f"{path} tuned")
+    if entry is not None:
+        block.load_state_dict(entry.state)
+        return entry.fit
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    for (given, own), (_, y) in zip(converted.at(path), dense.at(path), strict=True):
+        if len(given) != 1 or (not inputs and not gives(block, given[0], own)):
+            return None
+        inputs.append(given[0])
+        targets.append(y)
+    found = tune_block_(block, inputs, targets, steps=steps)
+    fit = LayerFit(path=path, error=found.error, rounded_error=found.before)
+    if journal is not None:
+        journal.write(f"{path} tuned", Entry(fit, block.state_dict()))
+    return fit
 
 
 def _layer_fit(path: str, converted: Prefix, dense: Prefix, journal: Journal | None) -> LayerFit:

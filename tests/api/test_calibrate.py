@@ -95,6 +95,19 @@ def test_images_that_nothing_asks_for_are_refused() -> None:
         reparam.convert(vit(), "shift-ptq", example_input=images(), calibration=images(32))
 
 
+def test_tuning_without_a_calibration_is_refused() -> None:
+    with pytest.raises(OptionError, match='recipe "shift-ptq" calibrates nothing, and blocks are tuned on calibration'):
+        reparam.convert(vit(), "shift-ptq", example_input=images(), tune_steps=10)
+
+
+def test_blocks_are_tuned_when_asked_for_and_a_loaded_run_has_it_all(tmp_path: Path) -> None:
+    asked = {"example_input": images(), "calibration": images(32), "out": tmp_path / "run", "tune_steps": 5}
+    made = reparam.convert(vit(), RECIPE, **asked)
+    assert made.calibration is not None
+    assert [fit.path for fit in made.calibration.blocks] == ["blocks.0", "blocks.1"]
+    assert torch.equal(reparam.load(tmp_path / "run", base=vit)(images()), made.model.eval()(images()))
+
+
 def test_a_stopped_conversion_goes_on_where_it_stopped(tmp_path: Path) -> None:
     class Stopped(Exception):
         pass

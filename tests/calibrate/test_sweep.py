@@ -227,3 +227,70 @@ def test_attention_that_meets_numbers_that_are_not_finite_is_named() -> None:
     pictures[3, 0, 2, 2] = torch.inf
     with pytest.raises(DataError, match=r"calibration: blocks\.0\.attn\.core is given or makes numbers"):
         calibrate_(model, dense, pictures)
+
+
+@pytest.mark.parametrize("make", [vit, resnet], ids=["vit", "resnet"])
+def test_tuned_blocks_come_closer_and_keep_their_rounded_weights(make: Callable[[], nn.Module]) -> None:
+    plain, dense = pair(make)
+    tuned, _ = pair(make)
+    calibrate_(plain, dense, images(64))
+    told: list[CalibrationStep] = []
+    found = calibrate_(tuned, dense, images(64), tune_steps=20, progress=told.append)
+    assert found.blocks
+    assert all(fit.error <= fit.rounded_error for fit in found.blocks)
+    assert sum(fit.error for fit in found.blocks) < sum(fit.rounded_error for fit in found.blocks)
+    first = found.layers[0].path
+    assert torch.equal(tuned.get_submodule(first).weight, plain.get_submodule(first).weight)  # type: ignore[arg-type]
+    assert [step.number for step in told] == list(range(1, len(found.layers) + len(found.blocks) + 1))
+    assert {step.layers for step in told} == {len(told)}
+    assert all(parameter.grad is None for parameter in tuned.parameters())
+
+
+def test_a_stopped_tuning_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, dense = pair()
+    wanted = calibrate_(whole, dense, images(32), tune_steps=5)
+    model, dense = pair()
+
+    def stop(step: CalibrationStep) -> None:
+        if step.fit.path == "blocks.0":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        calibrate_(model, dense, images(32), tune_steps=5, journal=Journal(tmp_path, "key"), progress=stop)
+    again, dense = pair()
+    found = calibrate_(again, dense, images(32), tune_steps=5, journal=Journal(tmp_path, "key"))
+    assert found == wanted
+    assert torch.equal(again(images()), whole(images()))
+
+
+class Pairs(nn.Module):
+    """Its blocks take two tensors."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+            result: Tensor = self.fc(x) + skip
+            return result
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([self.Block(), self.Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, x)
+        return x
+
+
+def test_blocks_that_take_more_than_one_tensor_are_named_and_not_tuned() -> None:
+    torch.manual_seed(0)
+    dense = Pairs().eval()
+    rule = recipe([{**LINEAR, "options": {"init": "calibrated"}}])
+    model = convert(copy.deepcopy(dense), rule, torch.zeros(2, 3)).eval()
+    found = calibrate_(model, dense, torch.randn(32, 3), tune_steps=5)
+    assert found.untuned == ("blocks.0", "blocks.1")
+    assert found.blocks == ()
+    assert len(found.layers) == 2

@@ -39,6 +39,8 @@ def calibration_view(found: "Calibration") -> RenderableType:
     largest = max((fit.rounded_error for fit in found.layers), default=0.0)
     for fit in found.layers:
         table.add_row(fit.path, f"{fit.rounded_error:.1%}", f"{fit.error:.1%}", _bar(fit.error, of=largest))
+    for fit in found.blocks:
+        table.add_row(f"{fit.path}, tuned", f"{fit.rounded_error:.1%}", f"{fit.error:.1%}", _bar(fit.error, of=largest))
     left = [Text(f"{layer.path}: not calibrated, {layer.reason}", style="red") for layer in found.uncalibrated]
     return Group(table, *left)
 
