@@ -3,11 +3,13 @@
     python benchmarks/post_training.py CHECKPOINT --data-dir DIR | --dataset hfds/NAME [--val-split test] [--images N]
 
 CHECKPOINT is a folder of a dense model. Calibration takes its images from the training split, spread over it; accuracy
-comes from the first N images of the evaluation split. Stem and classifier stay dense in every row.
+comes from the first N images of the evaluation split. Stem and classifier stay dense in every row. Rows of quanto and
+torchao need `pip install 'reparam[bench-int4]'`; a package that is not there, or cannot run here, is named.
 """
 
 import argparse
 import copy
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,15 +105,24 @@ def _rows(
     for bits in (8, 4):
         start = time.perf_counter()
         yield measured(f"uniform int{bits}, nearest, per channel", _uniform(dense, places, bits), start)
+    for name, quantised in (("quanto", _quanto), ("torchao", _torchao)):
+        start = time.perf_counter()
+        try:
+            yield measured(f"{name}, weight-only int4", quantised(dense, places), start)
+        except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
     start = time.perf_counter()
     yield measured("DeepShift's rounding, 5 bits", shift("shift-ptq", dict(_DEEPSHIFT)), start)
     for bits, terms in widths:
-        for recipe, images in (("shift-ptq", None), ("shift-ptq-calibrated", calibration)):
-            start = time.perf_counter()
-            kind = "weights alone" if images is None else f"{len(images)} images"
-            yield measured(
-                f"{terms} of {bits} bits, {kind}", shift(recipe, {"bits": bits, "terms": terms}, images), start
-            )
+        width: dict[str, object] = {"bits": bits, "terms": terms}
+        start = time.perf_counter()
+        uncorrected = shift("shift-ptq", {**width, "bias_correction": "false"})
+        yield measured(f"{terms} of {bits} bits, weights alone, biases as they were", uncorrected, start)
+        start = time.perf_counter()
+        yield measured(f"{terms} of {bits} bits, weights alone", shift("shift-ptq", width), start)
+        start = time.perf_counter()
+        calibrated = shift("shift-ptq-calibrated", width, calibration)
+        yield measured(f"{terms} of {bits} bits, {len(calibration)} images", calibrated, start)
 
 
 def _uniform(dense: nn.Module, places: list[str], bits: int) -> nn.Module:
@@ -122,6 +133,29 @@ def _uniform(dense: nn.Module, places: list[str], bits: int) -> nn.Module:
         assert isinstance(weight, nn.Parameter)
         step = weight.detach().flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1)) / largest
         weight.data = (weight.detach() / step.clamp_min(1e-12)).round().clamp(-largest, largest) * step
+    return model
+
+
+def _quanto(dense: nn.Module, places: list[str]) -> nn.Module:
+    """int4 in groups of 128 inputs at most, as quanto chooses them."""
+    from optimum.quanto import freeze, qint4, quantize
+
+    model = copy.deepcopy(dense)
+    quantize(model, weights=qint4, include=places)
+    freeze(model)
+    return model
+
+
+def _torchao(dense: nn.Module, places: list[str]) -> nn.Module:
+    """int4 per output channel."""
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerAxis
+
+    if not all(isinstance(dense.get_submodule(path), nn.Linear) for path in places):
+        raise NotImplementedError("it has int4 weights for linear layers only, and this model has convolutions")
+    model = copy.deepcopy(dense)
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0))
+    quantize_(model, config, filter_fn=lambda _, path: path in places)
     return model
 
 
