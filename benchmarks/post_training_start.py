@@ -58,7 +58,7 @@ def main() -> None:
     asked = parser.parse_args()
     data, folder = _data(asked), shipped_model() if asked.model == "digits" else Path(asked.model)
     recipe, rules, starts = EXPERIMENTS[asked.experiment]
-    settings = SETTINGS | {"epochs": asked.epochs, "batch_size": asked.batch_size, "warmup_epochs": 0}
+    settings = SETTINGS | {"epochs": asked.epochs, "batch_size": asked.batch_size, "warmup_epochs": 0, "workers": 0}
     settings |= {"lr": asked.lr} if asked.lr else {}
     print("| start | " + " | ".join(f"epoch {n}" for n in range(asked.epochs + 1)) + " | epochs saved |")
     print("|---|" + "---:|" * (asked.epochs + 2), flush=True)
