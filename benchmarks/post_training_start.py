@@ -1,4 +1,4 @@
-"""What a better start saves: the same fine-tuning from each way in which layers can start, top-1 after every epoch.
+"""What a better start saves: the same fine-tuning of the first stage from each way in which layers can start, top-1 after every epoch.
 
     python benchmarks/post_training_start.py shift|attention digits|CHECKPOINT [--epochs N] [--out DIR]
         [--dataset hfds/NAME] [--val-split test] [--mean ...] [--std ...]
@@ -102,7 +102,7 @@ def _trained(
         reparam.convert(
             f"local-dir:{folder}", recipe, overrides=overrides, calibration=data if needs_images else None, out=out
         )
-    result = reparam.finetune(out, data=data, settings=settings, resume="auto")
+    result = reparam.finetune(out, data=data, settings=settings, stage=0, resume="auto")
     with (out / SUMMARY_NAME).open(newline="", encoding="utf-8") as file:
         epochs = [float(row["eval_top1"]) for row in csv.DictReader(file)]
     return [result.stages[0].before.top1, *epochs]
