@@ -1,10 +1,11 @@
-"""What a better start saves: the same fine-tuning of the first stage from each way in which layers can start, top-1 after every epoch.
+"""What a better start saves: the same fine-tuning from each way in which layers can start, top-1 after every epoch.
 
     python benchmarks/post_training_start.py shift|attention digits|CHECKPOINT [--epochs N] [--out DIR]
         [--dataset hfds/NAME] [--val-split test] [--mean ...] [--std ...]
 
-CHECKPOINT is a folder of a dense model; `digits` stands for the shipped one and scikit-learn's digits. A run that was
-stopped goes on where it stopped. Epochs saved: how much earlier than by the first start its best top-1 is reached.
+CHECKPOINT is a folder of a dense model; `digits` stands for the shipped one and scikit-learn's digits. Only a recipe's
+first stage is trained, and a run that was stopped goes on where it stopped. Epochs saved: how much earlier than by the
+first start its best top-1 is reached.
 """
 
 import argparse
