@@ -15,6 +15,7 @@ from reparam.exporting.base import FORMATS, Sample, parse_export_options
 from reparam.lowering.base import BACKENDS, LoweringSettings
 from reparam.lowering.lower import lowered_copy
 from reparam.suggest import did_you_mean
+from reparam.train.progress import Silent
 
 _COMPUTES_IN = {"float32": "float32", "int8": "int8"}
 #: By torch every backend can be run; OpenVINO wants a graph of standard operators.
@@ -80,7 +81,7 @@ def _from_file(converted: Workload) -> Run:
     )  # fmt: skip
     sample = Sample(images=batch, words="the timed batch", preparation={})
     try:
-        onnx().write(converted.model, file, options, extra={}, sample=sample)
+        onnx().write(converted.model, file, options, extra={}, sample=sample, tell=Silent().message)
     except ExportError as error:
         raise Inapplicable(str(error)) from error
     return BASELINES.get("onnxruntime").prepare(converted.beside(converted.model, onnx_file=file))
