@@ -50,8 +50,8 @@ class AdderConv2dTaps(AdderTaps):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, I, H, W) to (B, O, OH, OW)."""
-        x, form = self.form.prepared(x), self.form
-        size = form.output((1, *x.shape[1:]))
+        size = self.form.output((1, *x.shape[1:]))
+        x = self.form.prepared(x)
         counts = self._taps(torch.ones_like(x[:1]), size)[:, :1] if self.mask else None
         y = -self.distances(self._taps(x, size), counts).flatten(1, 2).unflatten(2, size)
         normalised: Tensor = self.norm(y if self.bias is None else y + self.bias.view(-1, 1, 1))

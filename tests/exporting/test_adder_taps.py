@@ -11,6 +11,7 @@ from reparam.exporting.adder_taps import adder_taps
 from reparam.ops.adder_conv2d import AdderConv2d
 from reparam.ops.adder_linear import AdderLinear
 from reparam.ops.base import Example
+from reparam.ops.conv_form import ConvForm
 
 EXAMPLES = [
     (operator, example)
@@ -51,3 +52,12 @@ def test_no_tensor_of_all_differences_is_made(monkeypatch: pytest.MonkeyPatch) -
 
 def test_other_modules_have_no_such_form() -> None:
     assert adder_taps(nn.Conv2d(3, 4, 3)) is None
+
+
+def test_an_adder_that_pads_as_much_as_its_image_needs_equals_the_operator() -> None:
+    form = ConvForm(kernel=(3, 3), stride=(2, 2), padding=(0, 0), dilation=(1, 1), groups=1, is_same=True)
+    layer = AdderConv2d(torch.randn(4, 2, 3, 3), None, form, AdderConv2d.Options(), norm=nn.Identity()).eval()
+    taken = adder_taps(layer)
+    assert taken is not None
+    with torch.no_grad():
+        assert torch.allclose(taken(x := torch.randn(2, 2, 7, 8)), layer(x), rtol=1e-5, atol=1e-4)
