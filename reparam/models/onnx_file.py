@@ -67,6 +67,8 @@ def open_onnx(path: str | Path, *, where: str | None = None) -> OnnxModel:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; they are raised too
+    # Left to itself it also rounds the float inputs of int8 weights to int8, which the file does not ask for.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _onnxruntime_errors() as error:

@@ -16,7 +16,7 @@ from reparam.exporting.onnx import OnnxFormat
 from reparam.exporting.onnx_dialect import OnnxDialect
 from reparam.models.onnx_file import open_onnx
 from tests.exporting.models import PREPARATION, SAMPLE, converted_cnn, converted_mlp, converted_vit, shift_layers
-from tests.pico import images
+from tests.pico import LINEAR, convert, images, recipe
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -53,6 +53,17 @@ def test_the_files_logits_are_the_models_for_batches_of_any_size(vit: nn.Module,
     for batch in (1, 5):
         with torch.no_grad():
             assert torch.allclose(model(images(batch, seed=7)), vit(images(batch, seed=7)), atol=1e-4)
+
+
+def test_float_inputs_of_int8_weights_are_not_rounded(tmp_path: Path) -> None:
+    """ONNX Runtime would do so by default, for a per cent of the logits."""
+    torch.manual_seed(0)
+    narrow = {**LINEAR, "options": {"bits": 4}}
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.ReLU(), nn.Linear(16, 16)).eval()
+    model = convert(layers, recipe([narrow])).eval()
+    export(model, tmp_path / "m.onnx")
+    with torch.no_grad():
+        torch.testing.assert_close(open_onnx(tmp_path / "m.onnx")(images(4)), model(images(4)))
 
 
 def test_only_standard_operators_are_used(file: tuple[Path, Exported]) -> None:
