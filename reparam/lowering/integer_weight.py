@@ -20,6 +20,8 @@ _LARGEST_SUM = 2**31 - 1
 _NO_SHIFT = 2**7 - 1
 #: More products than this take longer than one in float32.
 MOST_PARTS = 4
+#: Parts are made in int64, which holds the sum of three terms of this many exponents.
+_MOST_EXPONENTS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def shift_parts(layer: ShiftLayer, *, largest: int) -> list[IntegerWeight]:
     unused = torch.where(sign == 0, _NO_SHIFT, shift).amin(dim=(1, 2), keepdim=True)
     shift, lowest = (shift - unused).clamp_min(0), lowest + unused.flatten(1)
     widest = int(shift.max()) + 1
-    for parts in range(1, MOST_PARTS + 1):
+    for parts in range(-(-widest // _MOST_EXPONENTS), MOST_PARTS + 1):
         width = -(-widest // parts)
         found = [_part(sign, shift, lowest, start, width) for start in range(0, widest, width)]
         if all(_fits(values, largest) for values, _ in found):

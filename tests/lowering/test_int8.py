@@ -127,6 +127,19 @@ def test_weights_that_one_int16_number_cannot_hold_are_split_into_parts_with_the
     torch.testing.assert_close(lowered(layer)(x), shift_linear_integer(layer, x, accumulator_bits=64).float())
 
 
+@pytest.mark.parametrize("smallest", [-62, -63, -64, -70, -120])
+def test_a_weight_beyond_the_width_of_int64_is_kept_or_refused_and_never_lost(smallest: int) -> None:
+    layer = linear(torch.tensor([[1.0, 2.0**smallest]]), bits=8)
+    layer.bias = None
+    try:
+        parts = shift_parts(layer, largest=127)
+    except BackendError as error:
+        assert "exponents over 2 inputs" in str(error)
+    else:
+        total = sum(part.values.double() * part.scale[:, None].double() for part in parts)
+        assert torch.equal(total, layer.weight.double())
+
+
 def test_many_large_weights_are_split_before_a_sum_can_leave_32_bits() -> None:
     layer = linear(torch.ones(1, 2**12), absmax=1.0, bits=5, activation_bits=8)
     with torch.no_grad():
