@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reparam.errors import BackendError
 from reparam.kernels.integer_adder import integer_adder
-from reparam.kernels.integer_weight import pack_adder_weight
+from reparam.kernels.integer_weight import pack_adder_weight, unpack_adder_weight
 from reparam.lowering.base import LoweredModule
 from reparam.lowering.input_codes import INT8
 from reparam.ops.adder_conv2d import AdderConv2d
@@ -45,7 +45,16 @@ class _IntegerAdder(LoweredModule):
         self.register_buffer("packed", pack_adder_weight(taps, groups=form.groups))
         self.register_buffer("step", step)
         self.register_buffer("scale", torch.ones(len(weight)))
+        self._shape = weight.shape
         self.form, self.bias, self.norm = form, copy.deepcopy(layer.bias), copy.deepcopy(layer.norm)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight on its grid, float32, in the layer's shape: for models that look at it."""
+        outputs, inputs = self._shape[:2]
+        geometry = self.form.geometry(inputs=inputs * self.form.groups, outputs=outputs)
+        by_tap = unpack_adder_weight(self.packed, geometry).flatten(0, 1)
+        return by_tap.movedim(-1, 1).reshape(self._shape) * self.step
 
     def differences(self, x: Tensor) -> Tensor:
         """Maps x (B, H, W, I) to (B, OH, OW, O)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reparam.kernels.geometry import Pair
+from reparam.kernels.geometry import Geometry, Pair
 from reparam.ops.plain_layer import is_plain
 from reparam.ops.site import Site
 from reparam.trace.probe import probe
@@ -58,6 +58,20 @@ class ConvForm:
             around=around,
             mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode,
             is_same=is_same,
+        )
+
+    def geometry(self, *, inputs: int, outputs: int) -> Geometry:
+        """The sizes of a weight between so many channels, on one image of its own size."""
+        return Geometry(
+            batch=1,
+            image=self.kernel,
+            kernel=self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            in_channels=inputs // self.groups,
+            out_channels=outputs // self.groups,
         )
 
     def prepared(self, x: Tensor) -> Tensor:

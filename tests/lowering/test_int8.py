@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.beit import Beit
 from torch import Tensor, nn
 
 import reparam
@@ -127,17 +128,18 @@ def test_weights_that_one_int16_number_cannot_hold_are_split_into_parts_with_the
     torch.testing.assert_close(lowered(layer)(x), shift_linear_integer(layer, x, accumulator_bits=64).float())
 
 
-@pytest.mark.parametrize("smallest", [-62, -63, -64, -70, -120])
-def test_a_weight_beyond_the_width_of_int64_is_kept_or_refused_and_never_lost(smallest: int) -> None:
+@pytest.mark.parametrize("smallest", [-62, -64])
+def test_weights_too_far_apart_for_int64_are_split_without_losing_one(smallest: int) -> None:
     layer = linear(torch.tensor([[1.0, 2.0**smallest]]), bits=8)
-    layer.bias = None
-    try:
-        parts = shift_parts(layer, largest=127)
-    except BackendError as error:
-        assert "exponents over 2 inputs" in str(error)
-    else:
-        total = sum(part.values.double() * part.scale[:, None].double() for part in parts)
-        assert torch.equal(total, layer.weight.double())
+    parts = shift_parts(layer, largest=127)
+    total = sum(part.values.double() * part.scale[:, None].double() for part in parts)
+    assert torch.equal(total, layer.weight.double())
+
+
+@pytest.mark.parametrize("smallest", [-63, -70, -120])
+def test_weights_too_far_apart_for_int64_are_refused_where_they_cannot_be_split(smallest: int) -> None:
+    with pytest.raises(BackendError, match=f"span {1 - smallest} exponents over 2 inputs"):
+        shift_parts(linear(torch.tensor([[1.0, 2.0**smallest]]), bits=8), largest=127)
 
 
 def test_many_large_weights_are_split_before_a_sum_can_leave_32_bits() -> None:
@@ -206,8 +208,41 @@ def test_16_bit_inputs_give_the_integer_reference_to_the_rounding_of_float32(
     assert ((lowered(layer)(x).double() - wanted).abs() <= 2.0**-22 * terms).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"terms": 2}, {"bits": 8}], ids=["one part", "terms", "several parts"])
+def test_the_rounded_weight_can_still_be_read_off_a_linear_layer(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layer = linear(torch.randn(6, 37) * torch.exp2(-torch.randint(0, 20, (6, 37)).float()), **options)
+    assert torch.equal(lowered(layer).weight, layer.weight)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_the_rounded_weight_can_still_be_read_off_a_convolution(groups: int) -> None:
+    torch.manual_seed(0)
+    dense = nn.Conv2d(6, 12 if groups < 6 else 6, (3, 2), groups=groups)
+    layer = ShiftConv2d(dense.weight, dense.bias, ConvForm.of(dense), ShiftConv2dOptions()).eval()
+    assert torch.equal(lowered(layer).weight, layer.weight)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_the_weight_on_its_grid_can_be_read_off_an_adder(groups: int) -> None:
+    torch.manual_seed(0)
+    layer = adder(nn.Conv2d(6, 12 if groups < 6 else 6, (3, 2), groups=groups))
+    read = lowered(layer, ranges={layer: torch.tensor(1.0)}).weight
+    assert read.shape == layer.weight.shape
+    assert (read - layer.weight).abs().max() <= layer.weight.abs().max() / 127  # half a step, which is a power of two
+
+
 def converted(recipe: str, build: Callable[[], nn.Module] = vit) -> nn.Module:
     return reparam.convert(build(), recipe, example_input=images(), weights="none").model
+
+
+@pytest.mark.parametrize("calibration", [None, images(8)], ids=["dynamic", "calibrated"])
+def test_a_model_that_multiplies_by_a_layers_weight_itself_gets_it(calibration: Tensor | None) -> None:
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    beit = Beit(**sizes, qkv_bias=True).eval()  # whose attention calls F.linear on qkv.weight and a bias of its own
+    model = reparam.convert(beit, "shift-ptq", example_input=images(), weights="none").model
+    out, wanted = reparam.lower(model, "int8", calibration=calibration).model(images()), model(images())
+    assert (out - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_a_mixture_runs_as_grouped_products_and_sends_tokens_where_its_router_does() -> None:
