@@ -44,8 +44,8 @@ def lower(
         experts: of "int8": whether a mixture's multiply experts have int8 weights, or stay in float32.
 
     Raises:
-        BackendError: an unknown backend, one that is not for the model's device, or layers that it cannot take, with
-            their paths.
+        BackendError: an unknown backend, one that is not for the model's device, a model that is not in float32, or
+            layers that it cannot take, with their paths.
         CheckpointError: a folder that is not an intact checkpoint.
     """
     source = load(model) if isinstance(model, str | Path) else unwrapped(model)

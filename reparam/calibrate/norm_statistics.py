@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from reparam.calibrate.modes import evaluating
 from reparam.models.inputs import input_specs, meta_inputs, with_batch
+from reparam.modes import evaluating
 from reparam.ops.shift_layer import ShiftLayer
 from reparam.trace.probe import ExampleInput
 

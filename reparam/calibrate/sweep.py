@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from reparam.calibrate.activation import fit_range_
 from reparam.calibrate.attention import Parts, fit_attention_
 from reparam.calibrate.journal import Entry, Journal
-from reparam.calibrate.modes import evaluating
 from reparam.calibrate.moments import MomentSums, ShiftProduct
 from reparam.calibrate.order import Calibrated, find_order
 from reparam.calibrate.prefix import Prefix
@@ -20,6 +19,7 @@ from reparam.calibrate.reconstruct import put_, reconstruct
 from reparam.calibrate.records import Calibration, CalibrationStep, LayerFit
 from reparam.calibrate.tune import gives, tune_block_
 from reparam.errors import DataError
+from reparam.modes import evaluating
 from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.fixed_point import FixedPoint
 

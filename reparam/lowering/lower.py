@@ -7,6 +7,7 @@ from torch import nn
 
 from reparam.errors import BackendError
 from reparam.lowering.base import BACKENDS, Backend, LoweredLayer, LoweringSettings
+from reparam.modes import evaluating
 from reparam.ops.base import Operator
 
 
@@ -21,12 +22,14 @@ def lowered_copy(
         settings: its `ranges` are keyed by modules of `model`.
 
     Raises:
-        BackendError: an unknown backend, one that does not run where the model is, or operators that it cannot take,
-            all at once.
+        BackendError: an unknown backend, one that does not run where the model is, a model that is not in float32, or
+            operators that the backend cannot take, all at once.
     """
     chosen = BACKENDS.get(backend)(settings)
     _want_device(model, chosen)
-    forms, layers = _forms(model, chosen)
+    _want_float32(model)
+    with evaluating(model):  # a layer that rounds stochastically does so in training mode only
+        forms, layers = _forms(model, chosen)
     # What is replaced is not copied: deepcopy finds the form where it would have begun with the module.
     lowered = copy.deepcopy(model, forms)
     lowered.eval().requires_grad_(False)
@@ -68,3 +71,12 @@ def _want_device(model: nn.Module, chosen: Backend) -> None:
     if reason := chosen.refuse(place):
         able = [name for name, other in BACKENDS if not other(LoweringSettings()).refuse(place)]
         raise BackendError(f'backend "{chosen.name}" {reason}; there, these do: {", ".join(able) or "none"}')
+
+
+def _want_float32(model: nn.Module) -> None:
+    for path, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise BackendError(
+                f"{path}: wanted a model in float32, got {parameter.dtype}; lower model.float(), and the backend "
+                "brings it into its own types"
+            )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.modes import evaluating
 from reparam.ops.adder_layer import AdderLayer
 from reparam.ops.shift_layer import ShiftLayer
 
@@ -28,14 +29,11 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
             largest = x.detach().abs().amax().float()
             found[module] = torch.maximum(found[module], largest) if module in found else largest
 
-    flags = [(module, module.training) for module in model.modules()]
     hooks = [m.register_forward_pre_hook(observe) for m in model.modules() if isinstance(m, _OBSERVED)]
-    model.eval()
     try:
-        model(*inputs)
+        with evaluating(model):
+            model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, flag in flags:
-            module.training = flag
     return found

@@ -39,6 +39,23 @@ def test_lowering_leaves_the_converted_operator_as_it_was(cls: type[Operator], e
     assert not own & {tensor.data_ptr() for tensor in lowered.state_dict().values() if tensor.numel()}
 
 
+@pytest.mark.parametrize("backend", ["float32", "int8", "bf16"])
+def test_a_model_in_training_mode_is_lowered_with_the_weights_of_its_eval_mode(backend: str) -> None:
+    torch.manual_seed(0)
+    layer = ShiftLinear(torch.randn(8, 16), None, ShiftOptions(rounding="stochastic"))
+    lowered, _ = lowered_copy(layer.train(), backend, LoweringSettings())
+    assert layer.training
+    assert torch.equal(lowered.weight.float(), layer.eval().weight)
+
+
+@pytest.mark.parametrize("backend", ["float32", "int8", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_type_is_refused_with_a_way_out(backend: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), ShiftLinear(torch.randn(2, 2), torch.zeros(2), ShiftOptions())).to(dtype)
+    with pytest.raises(BackendError, match=rf"^0.weight: wanted a model in float32, got {dtype}; lower model.float()"):
+        lowered_copy(model, backend, LoweringSettings())
+
+
 def test_a_model_keeps_its_logits_and_says_what_became_of_each_layer() -> None:
     conversion = reparam.convert(vit(), "shiftaddvit", example_input=images(), weights="none")
     lowering = reparam.lower(conversion.model, "float32")
