@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from reparam.checkpoint.load import load
+from reparam.errors import OptionError
 from reparam.graph.provenance import detach, unwrapped
 from reparam.lowering.base import Experts, LoweredLayer, LoweringSettings
 from reparam.lowering.lower import lowered_copy
@@ -44,10 +46,18 @@ def lower(
         experts: of "int8": whether a mixture's multiply experts have int8 weights, or stay in float32.
 
     Raises:
-        BackendError: an unknown backend, one that is not for the model's device, a model that is not in float32, or
-            layers that it cannot take, with their paths.
+        BackendError: an unknown backend, one that is not for the model's device, a model that is not in float32, layers
+            that it cannot take, or values of the calibration that are not finite, with their paths.
+        OptionError: `experts` or `calibration` of another kind.
         CheckpointError: a folder that is not an intact checkpoint.
     """
+    if experts not in get_args(Experts):
+        raise OptionError(f'experts "{experts}": wanted {" or ".join(get_args(Experts))}')
+    if not isinstance(calibration, Tensor | tuple | None):
+        raise OptionError(
+            f"calibration: wanted one batch of inputs, or a tuple of all arguments of the forward, got a "
+            f"{type(calibration).__name__}"
+        )
     source = load(model) if isinstance(model, str | Path) else unwrapped(model)
     ranges = {} if calibration is None else input_ranges(source, as_arguments(calibration))
     lowered, layers = lowered_copy(source, backend, LoweringSettings(ranges=ranges, experts=experts))

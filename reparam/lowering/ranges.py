@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reparam.errors import BackendError
 from reparam.modes import evaluating
 from reparam.ops.adder_layer import AdderLayer
 from reparam.ops.shift_layer import ShiftLayer
@@ -20,6 +21,9 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
     Args:
         model: its training flags are put back.
         inputs: arguments of its forward.
+
+    Raises:
+        BackendError: a layer meets values that are not finite, which no step covers.
     """
     found: dict[nn.Module, Tensor] = {}
 
@@ -36,4 +40,11 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
     finally:
         for hook in hooks:
             hook.remove()
+    paths = {module: path for path, module in model.named_modules()}
+    for module, largest in found.items():
+        if not largest.isfinite():
+            raise BackendError(
+                f"{paths[module] or 'the model'}: meets values that are not finite in the calibration, which no step "
+                "covers; look at the calibration's inputs, or at the weights before this layer"
+            )
     return found

@@ -11,7 +11,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 import reparam
-from reparam.errors import BackendError
+from reparam.errors import BackendError, OptionError
 from reparam.lowering.base import LoweringSettings
 from reparam.lowering.integer_experts import GroupedExperts
 from reparam.lowering.integer_layers import IntegerShiftLinear
@@ -273,6 +273,26 @@ def test_compiled_it_gives_the_same_values() -> None:
     lowering = reparam.lower(model, "int8", calibration=images(8))
     compiled = torch.compile(lowering.model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images()), lowering.model(images()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_calibration_that_is_not_finite_is_refused_with_the_first_layer_that_meets_it(value: float) -> None:
+    model, x = nn.Sequential(nn.ReLU(), linear(torch.randn(4, 4)), linear(torch.randn(4, 4))), torch.ones(2, 4)
+    x[1, 2] = value
+    with pytest.raises(BackendError, match=r"^1: meets values that are not finite in the calibration"):
+        reparam.lower(model, "int8", calibration=x)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"experts": "int4"}, 'experts "int4": wanted int8 or float32'),
+        ({"calibration": [1]}, "wanted one batch .* a list"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        reparam.lower(nn.Identity(), "int8", **chosen)
 
 
 def test_a_calibration_leaves_the_converted_model_as_it_was() -> None:
