@@ -50,12 +50,12 @@ def _want_exact(plain: PlainShiftLinear | PlainShiftConv2d) -> None:
 
 
 def _lower_inputs(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return tree_map(_to(torch.bfloat16, of=torch.float32), (args, kwargs))
+    return tree_map(_to(torch.bfloat16), (args, kwargs))
 
 
 def _raise_outputs(module: nn.Module, args: Any, output: Any) -> Any:
-    return tree_map(_to(torch.float32, of=torch.bfloat16), output)
+    return tree_map(_to(torch.float32), output)
 
 
-def _to(dtype: torch.dtype, *, of: torch.dtype) -> Any:
-    return lambda value: value.to(dtype) if isinstance(value, Tensor) and value.dtype == of else value
+def _to(dtype: torch.dtype) -> Any:
+    return lambda value: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

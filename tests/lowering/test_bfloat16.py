@@ -34,6 +34,13 @@ def test_a_model_takes_and_gives_float32_and_is_near_its_own_logits() -> None:
     assert not torch.equal(out, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_model_takes_images_of_other_floats_too(dtype: torch.dtype) -> None:
+    lowered, _ = lowered_copy(layer(), "bf16", LoweringSettings())
+    x = torch.randn(2, 16).to(torch.bfloat16)
+    assert torch.equal(lowered(x.to(dtype)), lowered(x.float()))
+
+
 def test_codes_of_8_bit_inputs_are_whole_numbers_of_the_same_grid() -> None:
     shift, x = layer(activation_bits=8), torch.randn(4, 16)
     lowered, _ = lowered_copy(shift, "bf16", LoweringSettings())
