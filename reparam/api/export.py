@@ -15,6 +15,7 @@ from reparam.checkpoint.record import WEIGHTS_NAME, read_record
 from reparam.errors import ExportError, OptionError
 from reparam.exporting.base import FORMATS, Exported, Sample, parse_export_options
 from reparam.graph.provenance import provenance_of
+from reparam.lowering.base import lowered_path
 from reparam.models.known import spec_of
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.progress import Progress, Silent
@@ -81,6 +82,11 @@ def _opened(
     source: str | Path | nn.Module, base: nn.Module | Callable[[], nn.Module] | None
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     if isinstance(source, nn.Module):
+        if (path := lowered_path(source)) is not None:
+            raise ExportError(
+                f"the model is lowered for inference ({path or 'itself'} is); export the converted model, which the "
+                "format lowers in its own way"
+            )
         return source, {}
     return load(source, base=base), read_record(Path(source)).extra
 

@@ -23,7 +23,7 @@ from reparam.checkpoint.tensors import file_tensors
 from reparam.copying import copy_with
 from reparam.errors import CheckpointError
 from reparam.graph.provenance import Provenance, provenance_of, unwrapped
-from reparam.lowering.base import LoweredModule
+from reparam.lowering.base import lowered_path
 from reparam.models.inputs import InputSpec, input_specs
 from reparam.models.known import is_timm, spec_of
 from reparam.models.spec import CONVERTED_PREFIX, ModelSpec
@@ -153,10 +153,9 @@ def _dense_spec(model: nn.Module) -> ModelSpec:
 
 
 def _refuse_lowered(model: nn.Module) -> None:
-    lowered = [name for name, module in model.named_modules() if isinstance(module, LoweredModule)]
-    if lowered:
+    if (path := lowered_path(model)) is not None:
         raise CheckpointError(
-            f"the model is lowered for inference ({lowered[0]} is), and a lowered model is not saved. Save the "
+            f"the model is lowered for inference ({path or 'itself'} is), and a lowered model is not saved. Save the "
             "converted model, and lower it again after loading."
         )
 

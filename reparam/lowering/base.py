@@ -23,6 +23,11 @@ class LoweredModule(nn.Module):
     """Base of the forms that stand in for an operator: no gradient, no training state, not to be saved."""
 
 
+def lowered_path(model: nn.Module) -> str | None:
+    """The path of the first module that is an inference-only form; None in a model that is not lowered."""
+    return next((path for path, module in model.named_modules() if isinstance(module, LoweredModule)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class LoweredLayer:
     """What became of one module: its path, the type it had, and its form in words."""

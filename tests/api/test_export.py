@@ -8,6 +8,8 @@ import torch
 import reparam
 from reparam.errors import CheckpointError, ExportError, OptionError
 from reparam.models.build import build_model, build_spec
+from reparam.ops.shift import ShiftLinear
+from reparam.ops.shift_weight import ShiftOptions
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.digits import write_digits
 
@@ -101,6 +103,14 @@ def test_a_format_that_runs_nothing_takes_no_images(run: Path) -> None:
 def test_a_module_that_nothing_is_known_of_is_told(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="nothing says which images this Flatten takes"):
         reparam.export(torch.nn.Flatten().eval(), "pt2", out=tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("format", ["packed", "onnx", "pt2"])
+def test_a_lowered_model_is_not_exported(format: str, tmp_path: Path) -> None:
+    model = reparam.lower(torch.nn.Sequential(ShiftLinear(torch.randn(4, 4), None, ShiftOptions())), "int8").model
+    with pytest.raises(ExportError, match=r"lowered for inference \(0 is\); export the converted model"):
+        reparam.export(model, format, out=tmp_path / f"model.{format}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_format_is_told_with_the_closest_name(run: Path) -> None:
