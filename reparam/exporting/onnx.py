@@ -63,7 +63,9 @@ class OnnxFormat(ProgramFormat):
             with _quiet():
                 made = torch.onnx.export(program, dynamo=True, opset_version=options.opset, verbose=False)
         except Exception as error:  # whatever translating an operation raises
-            raise ExportError(f"torch cannot write the model as ONNX: {first_line(error)}") from error
+            # Around the cause torch says only which step it was.
+            reason = first_line(error.__cause__ or error)
+            raise ExportError(f"torch cannot write the model as ONNX: {reason}") from error
         assert made is not None
         for node in made.model.graph.all_nodes():
             for key in node.metadata_props.keys() - {SCOPES}:  # lines of the source, with paths on this machine

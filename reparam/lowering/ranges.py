@@ -16,7 +16,7 @@ _OBSERVED = (ShiftLayer, AdderLayer, nn.Linear, nn.Conv2d)
 
 @torch.no_grad()
 def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Tensor]:
-    """Runs `model` in eval mode on real inputs; layers that meet nothing, as in an expert without tokens, are left out.
+    """Runs `model` in eval mode on real inputs; layers that meet no value but 0 are left out.
 
     Args:
         model: its training flags are put back.
@@ -47,4 +47,4 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
                 f"{paths[module] or 'the model'}: meets values that are not finite in the calibration, which no step "
                 "covers; look at the calibration's inputs, or at the weights before this layer"
             )
-    return found
+    return {module: largest for module, largest in found.items() if largest}

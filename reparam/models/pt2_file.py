@@ -72,7 +72,7 @@ def open_pt2(path: str | Path) -> Pt2Model:
     return Pt2Model(program, where=str(path), preparation=read_preparation(notes[KEY]))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error that says something, without its full stop."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__).rstrip(".")

@@ -116,6 +116,13 @@ def test_a_calibrated_step_covers_what_the_calibration_met_and_clips_beyond() ->
     assert out.tolist() == [[3.0, 1.0, -4.0, 0.03125]]  # steps of 2**-5: codes 96, 32, -128 (clipped) and 1
 
 
+def test_a_layer_that_met_only_zeros_in_a_calibration_finds_its_steps_as_it_runs() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(linear(torch.randn(4, 8))), torch.randn(3, 8)
+    ranges = input_ranges(model, (torch.zeros(2, 8),))
+    assert torch.equal(lowered(model, ranges=ranges)(x), lowered(model)(x))
+
+
 def test_weights_that_one_int16_number_cannot_hold_are_split_into_parts_with_the_same_sum() -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 40) * torch.exp2(-torch.randint(0, 24, (6, 40)).float())
