@@ -44,3 +44,18 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def _checkout_only() -> dict[str, str]:
     return {"PYTHONPATH": str(Path(reparam.__file__).parents[1])}
+
+
+def test_no_extra_is_needed_to_know_the_names_of_formats_backends_and_baselines() -> None:
+    """Filling a registry imports every file of its room, so none of them may want an optional package at once."""
+    extras = ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "torchao", "optimum", "scipy", "matplotlib")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({extras!r}))  # None: importing it raises
+from reparam.cost.baselines.base import BASELINES
+from reparam.exporting.base import FORMATS
+from reparam.lowering.base import BACKENDS
+print(*FORMATS.names(), *BACKENDS.names(), "openvino" in BASELINES.names())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["onnx", "packed", "pt2", "bf16", "float32", "int8", "True"], done.stderr

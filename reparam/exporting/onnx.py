@@ -18,6 +18,7 @@ from reparam.exporting.base import Sample, export_format
 from reparam.exporting.engine_check import Engine
 from reparam.exporting.forms import Dialect
 from reparam.exporting.onnx_dialect import FIRST_WITH_INT16, OnnxDialect
+from reparam.exporting.openvino_file import OpenVinoModel
 from reparam.exporting.program_format import ProgramFormat, ProgramOptions
 from reparam.models.onnx_file import open_onnx
 from reparam.models.preparation import KEY, write_preparation
@@ -93,8 +94,6 @@ def _openvino(path: Path) -> Engine:
     if importlib.util.find_spec("openvino") is None:
         return Engine(name="OpenVINO", missing_because='it is not installed: pip install "reparam[bench]"')
     import openvino
-
-    from reparam.exporting.openvino_file import OpenVinoModel
 
     version = openvino.__version__.partition("-")[0]
     return Engine(name=f"OpenVINO {version}", file=OpenVinoModel(path))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import openvino  # in the "bench" extra; this file is imported only where it is installed
 import torch
 from torch import Tensor
 
@@ -15,6 +14,8 @@ class OpenVinoModel(ModelFile):
     """The graph of a file."""
 
     def __init__(self, path: Path) -> None:
+        import openvino  # the optional "bench" extra
+
         try:
             graph = openvino.Core().read_model(str(path))
             compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
