@@ -45,7 +45,7 @@ def dense(request: pytest.FixtureRequest) -> nn.Module:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_convolution_but_the_stem_is_converted_and_a_step_stays_finite(dense: nn.Module, recipe: str) -> None:
     stem, *others = convolutions(dense)
-    x = images(4, height=64, width=64)
+    x = images(4, height=32, width=32)
     conversion = reparam.convert(dense, recipe, example_input=x)
     converted = {step.site.path for step in conversion.plan.steps if step.operator == RECIPES[recipe]}
     assert converted == set(others)
