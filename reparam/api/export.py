@@ -1,6 +1,6 @@
 """`reparam.export`: a run or a model in a format to deploy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,13 @@ def export(
     """
     made = FORMATS.get(format)
     chosen = parse_export_options(made, options)
+    # Before the place is tried: that makes its folder, which for a mistyped run is the run itself.
+    extra = {} if isinstance(source, nn.Module) else read_record(Path(source)).extra
     target, writer = _target(source, out, made.place), made()
     writer.refuse_place(target)
     if not made.is_checked and (data is not None or images is not None):
         raise OptionError(f"format {format} is not checked on images; leave them out")
-    model, extra = _opened(source, base)
+    model = _opened(source, base)
     sample = _sample(model, data or DataSettings(), images) if made.is_checked else None
     exported = writer.write(model, target, chosen, extra=extra, sample=sample, tell=(progress or Silent()).message)
     return exported.model_copy(update=_sizes_before(source))
@@ -78,17 +80,15 @@ def _target(source: str | Path | nn.Module, out: str | Path | None, place: str) 
     return Path(out)
 
 
-def _opened(
-    source: str | Path | nn.Module, base: nn.Module | Callable[[], nn.Module] | None
-) -> tuple[nn.Module, Mapping[str, Any]]:
+def _opened(source: str | Path | nn.Module, base: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     if isinstance(source, nn.Module):
         if (path := lowered_path(source)) is not None:
             raise ExportError(
                 f"the model is lowered for inference ({path or 'itself'} is); export the converted model, which the "
                 "format lowers in its own way"
             )
-        return source, {}
-    return load(source, base=base), read_record(Path(source)).extra
+        return source
+    return load(source, base=base)
 
 
 def _sample(model: nn.Module, data: DataSettings, count: int | None) -> Sample:

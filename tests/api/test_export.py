@@ -72,8 +72,13 @@ def test_the_original_of_a_run_has_nothing_to_pack(run: Path) -> None:
 def test_options_are_read_before_the_model(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match='format packed has no option "opset"'):
         reparam.export(tmp_path / "absent", "packed", opset=17)
+
+
+@pytest.mark.parametrize("format", ["packed", "onnx", "pt2"])
+def test_a_folder_that_is_not_there_is_told_and_not_made(format: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such folder"):
-        reparam.export(tmp_path / "absent", "packed")
+        reparam.export(tmp_path / "absent", format)
+    assert not (tmp_path / "absent").exists()
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
