@@ -13,6 +13,7 @@ from pydantic import ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from reparam.errors import ExportError, OptionError
+from reparam.recipe.flags import flag
 from reparam.recipe.schema import Frozen
 from reparam.registry import Registry
 from reparam.suggest import did_you_mean
@@ -148,7 +149,8 @@ def _fault(cls: type[ExportFormat], fault: Any) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         known = cls.Options.model_fields
-        hint = did_you_mean(key, known) or (f" Known: {', '.join(known)}." if known else "")
+        flags = ", ".join(f"{name} ({flag(name, True)[0]})" for name in known)
+        hint = did_you_mean(key, known) or (f" Known: {flags}." if known else "")
         return f'format {cls.name} has no option "{key}".{hint}'
     if not key:  # a fault of several together
         return f"format {cls.name}: {fault['msg'].removeprefix('Value error, ')}"

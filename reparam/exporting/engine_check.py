@@ -41,11 +41,15 @@ def check_engines(
     """Compares a file's logits in each engine with those of its model.
 
     Raises:
-        ExportError: they differ by more than the tolerance; the message names the first layer that does.
+        ExportError: they differ by more than the tolerance, or the model's are not finite; the message names the first
+            layer that does, or is not.
     """
     batches = sample.images.split(_TOGETHER)
     with torch.no_grad():
         wanted = [Recording(logits=model(batch)) for batch in batches]
+    for batch, of_model in zip(batches, wanted, strict=True):
+        if not of_model.logits.isfinite().all():
+            raise ExportError(_not_finite(record_modules(model)(batch), sample))
     checks = []
     for engine in engines:
         if engine.file is None:
@@ -83,12 +87,25 @@ def _first_layer(model: nn.Module, engine: Engine, batch: Tensor, tolerance: flo
     return None if first is None else first.path
 
 
+def _not_finite(of_model: Recording, sample: Sample) -> str:
+    layers = ((path, tensors) for path, tensors in of_model.layers.items())
+    first = next((path for path, tensors in layers if not all(tensor.isfinite().all() for tensor in tensors)), None)
+    where = "" if first is None else f", first in {first}"
+    return (
+        f"the model's own outputs are not finite{where}, on its images ({sample.words}): no file can be compared "
+        "with them. Nothing was written. Look at the weights up to there: a training that diverged, or a damaged file"
+    )
+
+
 def _disagreement(engine: Engine, found: Verification, layer: str | None) -> str:
-    error = found.outputs.relative_error
-    amount = "by values that are not finite" if error is None else f"by {error:.2g} of their size"
-    where = "" if layer is None else f", first in {layer}"
+    error, where = found.outputs.relative_error, "" if layer is None else f", first in {layer}"
+    if error is not None:
+        amount = f"by {error:.2g} of their size"
+        advice = f"If that is good enough, raise --tolerance (now {found.tolerance:g})"
+    else:
+        amount = "by values that are not finite" if found.outputs.max_abs_error is None else "whose are all 0"
+        advice = "No tolerance lets that pass"
     return (
         f"in {engine.name} the file gives other outputs than the model, {amount}{where}; the same class for "
-        f"{found.top1_agreement:.1f} % of {found.images} images. Nothing was written. If that is good enough, raise "
-        f"--tolerance (now {found.tolerance:g})"
+        f"{found.top1_agreement:.1f} % of {found.images} images. Nothing was written. {advice}"
     )

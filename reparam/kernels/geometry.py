@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from reparam.errors import ReparamError
+
 Pair = tuple[int, int]
 
 
@@ -47,8 +49,12 @@ class Geometry:
         dilation: Sequence[int],
         groups: int,
     ) -> "Geometry":
-        """Of images x (B, H, W, groups * I) and a weight of `outputs` channels, all groups together."""
-        return cls(
+        """Of images x (B, H, W, groups * I) and a weight of `outputs` channels, all groups together.
+
+        Raises:
+            ReparamError: the kernel spans more than the padded images.
+        """
+        made = cls(
             batch=x.shape[0],
             image=(x.shape[1], x.shape[2]),
             kernel=(kernel[0], kernel[1]),
@@ -59,6 +65,12 @@ class Geometry:
             in_channels=x.shape[3] // groups,
             out_channels=outputs // groups,
         )
+        if min(made.output) < 1:
+            raise ReparamError(
+                f"images of {made.image[0]} x {made.image[1]} with a padding of {made.padding} are smaller than the "
+                f"{made.extent[0] + 1} x {made.extent[1] + 1} pixels that the kernel spans; give larger images"
+            )
+        return made
 
     @property
     def extent(self) -> Pair:

@@ -16,6 +16,13 @@ def test_faults_are_told_together() -> None:
     ]
 
 
+def test_options_of_a_format_are_told_by_name_and_by_flag() -> None:
+    with pytest.raises(
+        OptionError, match=r'has no option "compile"\. Known: floats \(--floats\), experts \(--experts\)\.'
+    ):
+        parse_export_options(PackedFormat, {"compile": True})
+
+
 def test_an_unknown_format_is_told_with_the_nearest_one() -> None:
     with pytest.raises(ExportError, match=r'unknown export format "packd"\. Did you mean "packed"\?'):
         FORMATS.get("packd")

@@ -145,6 +145,19 @@ def test_other_types_and_sizes_are_refused() -> None:
         ours(replace(PLAIN, kernel=(5, 3)), (given[0], given[1][:, :, :2], *given[2:]))
 
 
+@backends
+@pytest.mark.parametrize("groups", [1, 3], ids=["plain", "depthwise"])
+def test_an_image_smaller_than_its_kernel_is_refused_as_torch_does(backend: str, groups: int) -> None:
+    case = Case(image=(6, 4), channels=(1, 1), kernel=(3, 3), dilation=(1, 2), groups=groups)
+    x, values, *rest = tensors(replace(case, image=(6, 5)))
+    small = x[:, :, :4]
+    with (
+        using(backend),
+        pytest.raises(ReparamError, match=r"images of 6 x 4 .* the 3 x 5 pixels that the kernel spans"),
+    ):
+        ours(case, (small, values, *rest))
+
+
 @kinds
 def test_the_operator_keeps_torchs_contract(case: Case) -> None:
     codes, values, scale, bias = tensors(case)

@@ -136,6 +136,19 @@ def test_a_weight_of_other_sizes_is_refused(case: Case) -> None:
         integer_conv2d(x.double(), packed, scale, bias, None, case.kernel, *case.sizes)
 
 
+@backends
+@pytest.mark.parametrize("groups", [1, 3], ids=["plain", "depthwise"])
+def test_an_image_smaller_than_its_kernel_is_refused_as_torch_does(backend: str, groups: int) -> None:
+    case = Case(image=(6, 4), channels=(1, 1), kernel=(3, 3), dilation=(1, 2), groups=groups)
+    x, values, *rest = tensors(replace(case, image=(6, 5)))
+    small = x[..., :4]
+    with (
+        using(backend),
+        pytest.raises(ReparamError, match=r"images of 6 x 4 .* the 3 x 5 pixels that the kernel spans"),
+    ):
+        ours(case, (small, values, *rest), STATIC)
+
+
 @kinds
 def test_the_operator_keeps_torchs_contract(case: Case) -> None:
     x, values, scale, bias = tensors(case)
