@@ -1,7 +1,6 @@
 """Golden logits: a saved model must answer a seeded input as it did when it was saved."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from reparam.checkpoint.record import Golden
 from reparam.copying import copy_with
 from reparam.errors import CheckpointError
 from reparam.models.inputs import InputSpec, seeded_inputs, with_batch
+from reparam.modes import evaluating
 
 _BATCH = 2
 _VALUES = 16
@@ -74,7 +74,8 @@ def check_golden(model: nn.Module, golden: Golden, *, where: str) -> None:
 
 def _values(model: nn.Module, arguments: Sequence[Any]) -> Tensor:
     """(samples, up to 16) float32: the head of each row of the first tensor that `model` returns, on the CPU."""
-    with evaluating(_on_cpu_in_float32(model)) as ready, torch.no_grad(), torch.autocast("cpu", enabled=False):
+    ready = _on_cpu_in_float32(model)
+    with evaluating(ready), torch.no_grad(), torch.autocast("cpu", enabled=False):
         output = _first_tensor(ready(*arguments))
     samples = next((a.shape[0] for a in arguments if isinstance(a, Tensor) and a.ndim), 1)
     rows = output.reshape(samples, -1) if output.ndim and output.shape[0] == samples else output.reshape(1, -1)
@@ -114,20 +115,3 @@ def _on_cpu_in_float32(model: nn.Module) -> nn.Module:
 
 def _in_float32(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode for the body; afterwards every module has its own flag again.
-
-    The way back goes through `train()`, because some models drop caches of their weights there (LeViT's biases).
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    was_training = model.training
-    model.eval()
-    try:
-        yield model
-    finally:
-        model.train(was_training)
-        for module, flag in flags:
-            module.training = flag

@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reparam.checkpoint.golden import evaluating
 from reparam.checkpoint.record import Packed
 from reparam.checkpoint.tensors import file_tensors
 from reparam.errors import CheckpointError
+from reparam.modes import evaluating
 from reparam.ops.adder_layer import AdderLayer
 from reparam.ops.bit_packing import pack_codes, packed_bytes, unpack_codes
 from reparam.ops.moe import MoeMlp

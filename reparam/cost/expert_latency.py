@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from reparam.cost.energy import price
 from reparam.cost.energy_table import load_table
-from reparam.cost.latency import device_name, in_eval
+from reparam.cost.latency import device_name
 from reparam.cost.rounds import time_in_turns
 from reparam.counts import OpCount
+from reparam.modes import evaluating
 from reparam.ops.channel_layer import count_dense
 from reparam.ops.experts import Expert
 from reparam.ops.moe import MoeMlp
@@ -84,7 +85,7 @@ def measure_experts(
     """
     found: dict[str, ExpertLatency] = {}
     alike: dict[object, ExpertLatency] = {}
-    with in_eval(model):
+    with evaluating(model):
         for path, (mixture, tokens, experts) in _seen(model, example_input).items():
             key = (repr(mixture), tokens.shape, tokens.dtype)
             if key not in alike:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.cost.expert_latency import ExpertLatency
-from reparam.cost.latency import in_eval
+from reparam.modes import evaluating
 from reparam.ops.routing import MULTIPLY, Router, Routing
 from reparam.recipe.schema import Frozen
 
@@ -55,7 +55,7 @@ def routed_shares(model: nn.Module, batch: Tensor) -> dict[str, float]:
         for path, router in _routers(model).items()
     ]
     try:
-        with in_eval(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(batch)
     finally:
         for hook in hooks:

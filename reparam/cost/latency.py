@@ -1,4 +1,4 @@
-"""A latency that was measured here, and what every measurement needs: evaluation mode, threads, the device's name."""
+"""A latency that was measured here, and what every measurement needs: threads, the device's name."""
 
 import logging
 import platform
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from reparam.recipe.schema import Frozen
 
@@ -25,18 +24,6 @@ class Latency(Frozen):
     threads: int
     device: str
     dtype: str
-
-
-@contextmanager
-def in_eval(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode; afterwards every module is in its mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from reparam.cost.agreement import outputs_of, relative_error
 from reparam.cost.baselines.base import BASELINES, REFERENCE, Baseline, Inapplicable, Run
 from reparam.cost.energy_meter import EnergyMeter, measure_energy
-from reparam.cost.latency import Latency, device_name, in_eval, using_threads
+from reparam.cost.latency import Latency, device_name, using_threads
 from reparam.cost.measurement import Measurement, Side, Status
 from reparam.cost.peak_memory import measure_peak_memory
 from reparam.cost.rounds import Rounds, time_in_turns
 from reparam.cost.workload import Workload
+from reparam.modes import evaluating
 
 #: Seconds for each engine and batch size.
 _SECONDS = 2.0
@@ -85,7 +86,7 @@ def measure_batch(
 
 
 def _opened(model: nn.Module, batch: Tensor, *, threads: int, stack: ExitStack) -> Workload:
-    stack.enter_context(in_eval(model))
+    stack.enter_context(evaluating(model))
     return stack.enter_context(Workload(model, batch, threads=threads))
 
 

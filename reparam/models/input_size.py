@@ -5,6 +5,7 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import nn
 
 from reparam.errors import ModelError
+from reparam.modes import evaluating
 
 
 def check_input_size(model: nn.Module, input_size: tuple[int, int, int], *, name: str) -> None:
@@ -14,17 +15,14 @@ def check_input_size(model: nn.Module, input_size: tuple[int, int, int], *, name
         ModelError: the forward fails, or the patches would silently leave out the last rows and columns.
     """
     _check_patches(model, input_size[1:], name=name)
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(torch.empty(1, *input_size, device="meta"))
+        with evaluating(model), torch.no_grad():
+            model(torch.empty(1, *input_size, device="meta"))
     except Exception as error:
         channels, height, width = input_size
         raise ModelError(
             f'model "{name}" cannot take images of {channels} x {height} x {width}: {error}. Choose another --img-size.'
         ) from error
-    finally:
-        model.train(training)
 
 
 def _check_patches(model: nn.Module, size: tuple[int, int], *, name: str) -> None:

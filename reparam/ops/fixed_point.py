@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from reparam.modes import evaluating
 from reparam.ops.power_of_two import exponent_of, power_of_two
 from reparam.ops.ste import round_to_grid, straight_through
 
@@ -76,17 +77,14 @@ def calibrate_fixed_point_(model: nn.Module, inputs: Sequence[Any]) -> None:
     if not grids:
         return
     device = grids[0].absmax.device
-    flags = [(module, module.training) for module in model.modules()]
     before = [grid.absmax.clone() for grid in grids]
-    model.eval()
-    for grid in grids:
-        grid.absmax.zero_()
-        grid.training = True
     try:
-        model(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
+        with evaluating(model):
+            for grid in grids:
+                grid.absmax.zero_()
+                grid.training = True
+            model(*(x.to(device) if isinstance(x, Tensor) else x for x in inputs))
     finally:
         for grid, absmax in zip(grids, before, strict=True):
             if not grid.absmax:
                 grid.absmax.copy_(absmax)
-        for module, flag in flags:
-            module.training = flag

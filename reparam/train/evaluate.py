@@ -11,6 +11,7 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 
 from reparam.errors import DataError
+from reparam.modes import evaluating
 from reparam.processes import sum_over_processes_
 from reparam.recipe.schema import Frozen
 from reparam.train.data import Batches, read_batches
@@ -84,11 +85,10 @@ def evaluate_model(
         DataError: there are no images, or a label lies outside the model's outputs.
         OptionError: results per class of too many classes.
     """
-    was_training = model.training
     clock, start = ModelClock(device), time.perf_counter()
     try:
         # Not inference mode: what a model caches on the way (position tables) must stay usable in training.
-        with torch.no_grad(), RoutingRecorder(model.eval()) as recorder:
+        with evaluating(model), torch.no_grad(), RoutingRecorder(model) as recorder:
             totals = _count(model, batches, device, recorder=recorder, clock=clock, has_confusion=classes is not None)
     except IndexError as error:
         if not str(error).startswith("Target"):
@@ -96,8 +96,6 @@ def evaluate_model(
         raise DataError(
             f"a label lies outside the model's outputs ({error}); make a model with more --num-classes"
         ) from error
-    finally:
-        model.train(was_training)
     for total in totals:
         sum_over_processes_(total)
     images, top1, top5 = totals.counts.tolist()

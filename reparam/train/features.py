@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from reparam.errors import OptionError, TrainError
+from reparam.modes import evaluating
 from reparam.train.hooks import Hooked
 
 #: Keeps a teacher's output that is constant from making its loss infinite.
@@ -197,12 +198,8 @@ def _has(model: nn.Module, path: str) -> bool:
 
 def _shapes(model: nn.Module, points: Sequence[str], images: Tensor) -> dict[str, torch.Size]:
     """The shape of each point's output where that is a tensor with a row per image; the model's mode is kept."""
-    was_training = model.training
-    try:
-        # Not inference mode: what a model caches on the way (position tables) must stay usable in training.
-        with torch.no_grad(), FeatureRecorder(model.eval(), points) as recorder:
-            model(images)
-            outputs = recorder.take()
-    finally:
-        model.train(was_training)
+    # Not inference mode: what a model caches on the way (position tables) must stay usable in training.
+    with evaluating(model), torch.no_grad(), FeatureRecorder(model, points) as recorder:
+        model(images)
+        outputs = recorder.take()
     return {path: output.shape for path, output in outputs.items() if output.ndim > 1 and len(output) == len(images)}

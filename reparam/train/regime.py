@@ -7,6 +7,7 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from reparam.errors import DataError, ModelError, OptionError
+from reparam.modes import evaluating
 from reparam.processes import process_count
 from reparam.recipe.settings import TrainSettings
 
@@ -55,17 +56,15 @@ def count_outputs(model: nn.Module, input_size: tuple[int, int, int], *, device:
         DataError: the model cannot take images of this size.
         ModelError: the result is not one row of logits.
     """
-    was_training, size = model.training, "x".join(map(str, input_size))
+    size = "x".join(map(str, input_size))
     try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, *input_size, device=device))
+        with evaluating(model), torch.no_grad():
+            logits = model(torch.zeros(1, *input_size, device=device))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"the model cannot take {size} images: {reason}. Make it for another size with --img-size and --in-chans."
         ) from error
-    finally:
-        model.train(was_training)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 1:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ModelError(f"the model must give logits (batch, classes) to be trained or evaluated; it gives {got}")
