@@ -12,18 +12,14 @@ import copy
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pictures import add_arguments, opened, top1
 from torch import Tensor, nn
 
 import reparam
-from reparam.api.evaluate import format_of
-from reparam.checkpoint.record import read_record
 from reparam.ops.base import Operator
-from reparam.train.data import ImageFormat, make_eval_loader, sample_images
-from reparam.train.regime import count_outputs
 
 #: DeepShift's start from pretrained weights: exponents from -15 to 0, no zero, no offsets.
 _DEEPSHIFT = {"zero_code": "false", "per_channel_offset": "false", "init": '"rounded"', "bias_correction": "false"}
@@ -40,26 +36,13 @@ class Row(NamedTuple):
 def main() -> None:
     """Prints a table as the rows come."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data-dir")
-    parser.add_argument("--dataset", default="")
-    parser.add_argument("--val-split", default="validation")
-    parser.add_argument("--mean", type=float, nargs="+")
-    parser.add_argument("--std", type=float, nargs="+")
-    parser.add_argument("--images", type=int, default=10_000)
+    add_arguments(parser)
     parser.add_argument("--bits", type=int, nargs="+", default=[5, 4])
     parser.add_argument("--terms", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--calibration-images", type=int, default=128)
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
-    data = reparam.DataSettings(
-        data_dir=asked.data_dir, dataset=asked.dataset, val_split=asked.val_split, mean=asked.mean, std=asked.std
-    )
     device = torch.device(asked.device)
-    dense = reparam.load(asked.checkpoint).eval()
-    image = format_of(read_record(asked.checkpoint), data)
-    pictures = _evaluation(dense, data, image, asked.images)
-    calibration, _ = sample_images(data, image=image, count=asked.calibration_images, device=torch.device("cpu"))
+    dense, pictures, calibration = opened(asked)
     print("| weights | top-1 % | under dense | seconds to convert |\n|---|---:|---:|---:|")
     base = None
     for row in _rows(
@@ -67,20 +50,6 @@ def main() -> None:
     ):
         base = row.top1 if base is None else base
         print(f"| {row.name} | {row.top1:.2f} | {base - row.top1:.2f} | {row.seconds:.1f} |", flush=True)
-
-
-def _evaluation(
-    dense: nn.Module, data: reparam.DataSettings, image: ImageFormat, count: int
-) -> list[tuple[Tensor, Tensor]]:
-    cpu = torch.device("cpu")
-    outputs = count_outputs(dense, image.input_size, device=cpu)
-    loader, _ = make_eval_loader(data, image=image, num_classes=outputs, batch_size=250, workers=0, device=cpu)
-    held: list[tuple[Tensor, Tensor]] = []
-    for batch in loader:
-        held.append(batch)
-        if sum(len(labels) for _, labels in held) >= count:
-            break
-    return held
 
 
 def _rows(
@@ -92,7 +61,7 @@ def _rows(
 ) -> Iterator[Row]:
     def measured(name: str, model: nn.Module, start: float) -> Row:
         seconds = time.perf_counter() - start
-        return Row(name, _top1(model.to(device), pictures, device), seconds)
+        return Row(name, top1(model.to(device), pictures), seconds)
 
     example = torch.empty(2, *calibration.shape[1:], device="meta")
 
@@ -157,13 +126,6 @@ def _torchao(dense: nn.Module, places: list[str]) -> nn.Module:
     config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0))
     quantize_(model, config, filter_fn=lambda _, path: path in places)
     return model
-
-
-@torch.no_grad()
-def _top1(model: nn.Module, pictures: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
-    model.eval()
-    right = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in pictures)
-    return 100 * right / sum(len(y) for _, y in pictures)
 
 
 if __name__ == "__main__":

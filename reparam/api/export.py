@@ -1,7 +1,6 @@
 """`reparam.export`: a run or a model in a format to deploy."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +99,7 @@ def _sample(model: nn.Module, data: DataSettings, count: int | None) -> Sample:
         )
     image = format_by(spec, plan, data)
     images, words = images_for(image, data, count=_IMAGES if count is None else count)
-    preparation = {field.name: getattr(image, field.name) for field in fields(image)}
-    return Sample(images=images, words=words, preparation=preparation)
+    return Sample(images=images, words=words, preparation=image.preparation)
 
 
 def _sizes_before(source: str | Path | nn.Module) -> dict[str, int]:

@@ -69,8 +69,11 @@ class Run:
         model = load(before, base=self.base)
         inputs = self.record.inputs or (InputSpec(shape=self.plan.input_shape),)
         rewrite(model, self.plan, meta_inputs(inputs), stage=stage)
+        spec = self.record.base.spec.prepared(self.image.preparation)
+        if "pretrained_cfg" in vars(model):  # what timm saves of a model, and prepares images by
+            vars(model)["pretrained_cfg"] = spec.pretrained_cfg
         provenance = Provenance(
-            spec=self.record.base.spec,
+            spec=spec,
             plan=self.plan,
             weights=self.weights,
             stages=stage + 1,

@@ -1,6 +1,7 @@
 """ModelSpec: all that is needed to build a dense model again, as JSON-able data without tensors."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -36,6 +37,11 @@ class ModelSpec(BaseModel):
             return json.loads(json.dumps(value))
         except TypeError as error:
             raise ValueError(str(error)) from None
+
+    def prepared(self, preparation: Mapping[str, Any]) -> "ModelSpec":
+        """The spec of a model whose images are prepared so; keys are those of `data`."""
+        cfg = self.pretrained_cfg and {**self.pretrained_cfg, **preparation}
+        return ModelSpec(**{**self.model_dump(), "data": {**self.data, **preparation}, "pretrained_cfg": cfg})
 
 
 def stamp(model: nn.Module, spec: ModelSpec) -> None:

@@ -7,7 +7,7 @@ image (measured on 8x8 images: 260 ms against 323 ms an epoch of 1408).
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +48,11 @@ class ImageFormat:
     interpolation: str
     crop_pct: float
     crop_mode: str = "center"
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """All but the size, under timm's names."""
+        return {name: value for name, value in asdict(self).items() if name != "input_size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,24 +1,28 @@
 import csv
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from reparam.api.evaluate import evaluate
 from reparam.api.find_lr import find_lr
 from reparam.api.finetune import FinetuneResult, finetune
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import read_record
 from reparam.errors import CheckpointError, DataError, ModelError, OptionError, RecipeError
+from reparam.models.build import build_spec
 from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.moe import MoeMlp
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.load import load_recipe
 from reparam.recipe.settings import TrainSettings
+from reparam.train.data import image_format
 from reparam.train.evaluate import Evaluation
 from reparam.train.metrics import read_history
 from reparam.train.progress import EpochReport, Silent, StageReport
@@ -103,6 +107,28 @@ def converted(
         device=DEVICE,
         **SHAPE,
     )
+
+
+def test_a_trained_model_prepares_images_as_it_was_trained(data: DataSettings, tmp_path: Path) -> None:
+    own = replace(data, mean=(0.2,), std=(0.3,), interpolation="nearest", crop_pct=0.75)
+    made = finetune(
+        MODEL, recipe="none", data=own, settings=QUICK, weights="none", out=tmp_path, device=DEVICE, **SHAPE
+    )
+    plain = DataSettings(data_dir=data.data_dir)
+    for folder in (made.out, made.stages[0].checkpoint):
+        found = evaluate(folder, data=plain, device=DEVICE, workers=0)
+        assert found.loss == pytest.approx(made.stages[0].best.loss, rel=1e-6)
+    other = evaluate(made.out, data=replace(plain, mean=(0.5,)), device=DEVICE, workers=0)
+    assert other.loss != pytest.approx(found.loss, rel=1e-3)
+    by_timm = timm.create_model(f"local-dir:{made.out}")
+    assert {key: by_timm.pretrained_cfg[key] for key in ("mean", "std", "interpolation", "crop_pct")} == {
+        "mean": [0.2],
+        "std": [0.3],
+        "interpolation": "nearest",
+        "crop_pct": 0.75,
+    }
+    spec = build_spec(f"local-dir:{made.out}")
+    assert image_format(plain, input_size=(1, 8, 8), model=spec.data).std == (0.3,)
 
 
 def test_the_recipe_without_rules_trains_the_dense_model(trained: FinetuneResult) -> None:
