@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reparam.calibrate.attention_moments import AttentionMoments, LinearFit
 from reparam.ops.binary_attention import BinaryLinearAttention
+from reparam.ops.descent import descend_
 
 #: What the attention is given and what it should make of it: q, k, v, y.
 Parts = tuple[Tensor, ...]
@@ -75,7 +76,6 @@ def _put_(core: BinaryLinearAttention, found: LinearFit) -> None:
         core.token_conv.get_parameter("conv.weight").copy_(found.taps)
 
 
-@torch.enable_grad()
 def _descend_(core: BinaryLinearAttention, thresholds: Sequence[nn.Parameter], held: Sequence[Parts]) -> None:
     """Adam on thresholds and scales, over the held batches in turns; the convolution stays."""
     for threshold, side in ((core.threshold_q, 0), (core.threshold_k, 1)):
@@ -83,19 +83,11 @@ def _descend_(core: BinaryLinearAttention, thresholds: Sequence[nn.Parameter], h
             threshold.data.copy_(torch.cat([parts[side] for parts in held]).mean((0, 2)).unsqueeze(1))
     size = float(torch.stack([side.square().mean() for parts in held for side in parts[:2]]).mean().sqrt())
     scales = [scale for scale in (core.output_scale, core.mean_scale) if scale is not None]
-    groups = [
-        {"params": list(thresholds), "lr": _LR * size},
-        *([{"params": scales, "lr": _SCALE_LR}] if scales else []),
-    ]
-    optimiser, parameters = torch.optim.Adam(groups), [*thresholds, *scales]
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _ROUNDS * len(held))
-    for _ in range(_ROUNDS):
-        for q, k, v, y in held:
-            loss = (core(q, k, v) - y).square().mean() / y.square().mean().clamp_min(1e-12)
-            gradients = torch.autograd.grad(loss, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimiser.step()
-            schedule.step()
-    for parameter in parameters:
-        parameter.grad = None
+
+    def loss(step: int) -> Tensor:
+        q, k, v, y = held[step % len(held)]
+        found: Tensor = (core(q, k, v) - y).square().mean() / y.square().mean().clamp_min(1e-12)
+        return found
+
+    rates = [(thresholds, _LR * size), (scales, _SCALE_LR)]
+    descend_([rate for rate in rates if rate[0]], loss, steps=_ROUNDS * len(held))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.ops.binary_attention import BinaryLinearAttention
+from reparam.ops.descent import descend_
 from reparam.ops.shift_layer import ShiftLayer
 
 _LR = 1e-3
@@ -37,7 +38,13 @@ def tune_block_(block: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Te
     if not parameters:
         return BlockFit(error=before, before=before)
     kept = [parameter.clone() for parameter in parameters]
-    _descend_(block, parameters, inputs, targets, steps)
+
+    def loss(step: int) -> Tensor:
+        x, y = inputs[step % len(inputs)], targets[step % len(targets)]
+        found: Tensor = (block(x) - y).square().mean() / y.square().mean().clamp_min(1e-12)
+        return found
+
+    descend_([(parameters, _LR)], loss, steps=steps)
     after = _error(block, inputs, targets)
     if after < before:
         return BlockFit(error=after, before=before)
@@ -66,28 +73,6 @@ def _tunable(block: nn.Module) -> dict[nn.Parameter, None]:
         elif "Norm" in type(module).__name__:
             found.update(dict.fromkeys(module.parameters(recurse=False)))
     return found
-
-
-@torch.enable_grad()
-def _descend_(
-    block: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    steps: int,
-) -> None:
-    optimiser = torch.optim.Adam(parameters, lr=_LR)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for step in range(steps):
-        x, y = inputs[step % len(inputs)], targets[step % len(targets)]
-        loss = (block(x) - y).square().mean() / y.square().mean().clamp_min(1e-12)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimiser.step()
-        schedule.step()
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _error(block: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:

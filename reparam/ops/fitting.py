@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from reparam.ops.descent import descend_
+
 #: Images of one step, so that the steps' time does not grow with the number of images.
 _BATCH = 64
 
@@ -43,18 +45,9 @@ def fit_(
         lr: first rate.
         channel: axis of the output channels.
     """
-    if not steps:
-        return
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    with torch.enable_grad():
-        for _ in range(steps):
-            rows = torch.randperm(len(x), device=x.device)[:_BATCH]
-            loss = 1 - correlation(run(x[rows]), target[rows], channel=channel).mean()
-            gradients = torch.autograd.grad(loss, list(parameters))
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimiser.step()
-            schedule.step()
-    for parameter in parameters:
-        parameter.grad = None
+
+    def loss(step: int) -> Tensor:
+        rows = torch.randperm(len(x), device=x.device)[:_BATCH]
+        return 1 - correlation(run(x[rows]), target[rows], channel=channel).mean()
+
+    descend_([(parameters, lr)], loss, steps=steps)
