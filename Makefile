@@ -1,4 +1,4 @@
-# Three commands, each of which first builds .venv from this project's own files: `make demo`, `make test`, `make check`.
+# Each command first builds .venv from this project's own files: `make demo`, `make test`, `make test-all`, `make check`.
 # Needed beforehand: make and Python 3.11 or newer. `PYTHON=/path/to/python make test` chooses another interpreter.
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -7,14 +7,20 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SCHEMA := recipes/recipe.schema.json
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-all check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/reparam demo
 
 # A process for each core, with one thread: on models this small a second one only waits for the first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadscope
+
+# Without what compiles, exports or starts processes for long: `make test-all` runs that too.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadscope
+	$(PYTEST) -m "not slow"
+
+test-all: $(INSTALLED)
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -50,6 +50,7 @@ def test_every_linear_layer_of_the_dense_model_is_accounted_for(conversion: Conv
     assert all(skips[path] for path in linears if path in skips)
 
 
+@pytest.mark.slow
 def test_no_softmax_attention_is_left_in_the_exported_graph(conversion: Conversion) -> None:
     with torch.no_grad():  # with gradients, the router's own softmax is on the path
         program = torch.export.export(conversion.model.eval(), (images(1),), strict=False)

@@ -51,6 +51,7 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.slow
 def test_the_operator_in_the_docs_conforms_and_converts(tmp_path: Path) -> None:
     definition, trial = _blocks((ROOT / "docs" / "add-an-operator.md").read_text(encoding="utf-8"), language="python")
     (tmp_path / "ternary.py").write_text(definition, encoding="utf-8")

@@ -130,9 +130,13 @@ def _apply(
     for path, steps in _inline_by_owner(stage).items():
         swapped += _put_inline(model.get_submodule(path), steps, trace.calls_of(path), undo, verify=verify)
         keep_padding(model, model.get_submodule(path), undo)
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
     for step in stage.steps:
         if step.site.kind != "attention" and not is_inline(step.site):
-            _swap_module(model, step, trace.calls_of(step.site.path), undo, verify=verify)
+            aliases = names[model.get_submodule(step.site.path)]
+            _swap_module(model, step, aliases, trace.calls_of(step.site.path), undo, verify=verify)
     _check_kept(model, swapped, kept)
     _freeze_orphans(model, stage.orphans, undo)
 
@@ -216,11 +220,19 @@ def _core(step: Step) -> Operator:
     return OPERATORS.get(step.operator).from_dense(DenseAttention(step.site.attention), step.site, _options(step))
 
 
-def _swap_module(model: nn.Module, step: Step, calls: Sequence[ModuleCall], undo: ExitStack, *, verify: bool) -> None:
+def _swap_module(
+    model: nn.Module,
+    step: Step,
+    aliases: Sequence[str],
+    calls: Sequence[ModuleCall],
+    undo: ExitStack,
+    *,
+    verify: bool,
+) -> None:
     path = step.site.path
     dense = model.get_submodule(path)
     replacement: Operator = OPERATORS.get(step.operator).from_dense(dense, step.site, _options(step))
-    for alias in [name for name, module in model.named_modules(remove_duplicate=False) if module is dense]:
+    for alias in aliases:
         undo.callback(model.set_submodule, alias, dense)
         model.set_submodule(alias, replacement)
     if verify:

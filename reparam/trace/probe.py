@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from reparam.copying import meta_copy, to_meta
 from reparam.errors import ModelError
+from reparam.trace.layouts import run
 from reparam.trace.record import ModuleCall, Op, Ref, Trace
 from reparam.trace.values import (
     arguments_with_values,
@@ -69,16 +70,19 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Operands are named before the call, because an in-place function returns one of them.
-        inputs = self.refs((args, kwargs))
-        named_args, named_kwargs = pytree.tree_map(self._to_ref, (tuple(args), dict(kwargs)))
+        leaves, structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        named = [self.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        named_args, named_kwargs = pytree.tree_unflatten(named, structure)
+        inputs = tuple(leaf for leaf in named if isinstance(leaf, Ref))
         if self.stack and reads_values(func, args) and may_change(self.trace, inputs):
             self.trace.reads.setdefault(self.stack[-1], set()).add(_name(func))
-        result = func(*args, **kwargs)
+        result = run(func, args, kwargs)
         if func is Tensor.__iter__:
             result = list(result)  # `q, k, v = qkv`: the items are the outputs, not the iterator
         # An assignment to elements returns nothing; what it wrote to holds another value from here on.
         written = args[:1] if func is Tensor.__setitem__ else result
-        outputs = [leaf for leaf in pytree.tree_leaves(written) if isinstance(leaf, Tensor)]
+        made = [written] if isinstance(written, Tensor) else pytree.tree_leaves(written)
+        outputs = [leaf for leaf in made if isinstance(leaf, Tensor)]
         if outputs:
             op = Op(
                 index=len(self.trace.ops), name=_name(func), function=func, args=named_args, kwargs=named_kwargs,
@@ -87,9 +91,6 @@ class Recorder(TorchFunctionMode):
             )  # fmt: skip
             self.trace.add(op)
         return iter(result) if func is Tensor.__iter__ else result
-
-    def _to_ref(self, leaf: Any) -> Any:
-        return self.ref(leaf) if isinstance(leaf, Tensor) else leaf
 
     def _fresh(self, tensor: Tensor) -> Ref:
         known = self._refs.get(id(tensor))

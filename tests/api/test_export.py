@@ -81,6 +81,7 @@ def test_a_folder_that_is_not_there_is_told_and_not_made(format: str, tmp_path: 
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 def test_a_run_as_a_program_has_the_accuracy_of_the_run_on_digits(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("sklearn")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.custom.case import LAWS, Case
+from tests.custom.case import LAWS, NAMED_LAWS, Case
 from tests.custom.models import seeded
 
 torchvision = pytest.importorskip("torchvision", reason="torchvision comes with timm, but is not installed")
@@ -52,7 +52,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", NAMED_LAWS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_torchvision_model(name: str, law: str, tmp_path: Path) -> None:
     LAWS[law](CASES[name], tmp_path)

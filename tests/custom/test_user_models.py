@@ -7,7 +7,7 @@ import torch
 
 import reparam
 from reparam.errors import PlanError
-from tests.custom.case import LAWS, Case, conversion_of, converted, out_of
+from tests.custom.case import LAWS, NAMED_LAWS, Case, conversion_of, converted, out_of
 from tests.custom.models import (
     Block,
     EagerAttention,
@@ -42,7 +42,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", NAMED_LAWS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_users_model(name: str, law: str, tmp_path: Path) -> None:
     LAWS[law](CASES[name], tmp_path)

@@ -8,7 +8,7 @@ import torch
 import reparam
 from reparam.errors import PlanError, RewriteError
 from reparam.graph.rewrite import rewrite
-from tests.custom.case import LAWS, Case, conversion_of, converted, out_of, refusals
+from tests.custom.case import LAWS, NAMED_LAWS, Case, conversion_of, converted, out_of, refusals
 from tests.custom.models import (
     Block,
     ClampedAttention,
@@ -32,7 +32,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", NAMED_LAWS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_that_reads_values(name: str, law: str, tmp_path: Path) -> None:
     LAWS[law](CASES[name], tmp_path)

@@ -86,6 +86,7 @@ def test_the_native_kernel_is_the_published_form(case: Case) -> None:
     assert_agrees(adder_native, case, torch.float32, tolerance=3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [PLAIN, WIDE, STRIDED, GROUPED, DEPTHWISE], ids=list(KINDS)[:5])
 def test_the_compiled_kernel_is_the_published_form(case: Case) -> None:
     assert_agrees(adder_compiled, case, torch.float32, tolerance=3e-6)

@@ -36,6 +36,7 @@ torch.testing.assert_close(gx, adder_reference.input_gradient(last(gradient), la
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_in_the_interpreter_the_triton_kernel_is_the_reference() -> None:
     paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])

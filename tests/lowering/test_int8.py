@@ -275,6 +275,7 @@ def test_multiply_experts_stay_in_float32_when_asked() -> None:
     assert torch.isfinite(lowering.model(images())).all()
 
 
+@pytest.mark.slow
 def test_compiled_it_gives_the_same_values() -> None:
     model = converted("shiftaddvit")
     lowering = reparam.lower(model, "int8", calibration=images(8))

@@ -242,6 +242,7 @@ def test_an_exported_program_takes_any_batch() -> None:
     torch.testing.assert_close(program.module()(many), layer(many), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @all_cases
 def test_compiled_training_is_eager_training(case: Case) -> None:
     layer, (x, _, gradient) = Layer(case), case.tensors(torch.float32)
