@@ -48,7 +48,18 @@ def _checkout_only() -> dict[str, str]:
 
 def test_no_extra_is_needed_to_know_the_names_of_formats_backends_and_baselines() -> None:
     """Filling a registry imports every file of its room, so none of them may want an optional package at once."""
-    extras = ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "torchao", "optimum", "scipy", "matplotlib")
+    extras = (
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "openvino",
+        "nncf",
+        "torchao",
+        "optimum",
+        "scipy",
+        "matplotlib",
+        "triton",
+    )
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({extras!r}))  # None: importing it raises
@@ -58,4 +69,4 @@ from reparam.lowering.base import BACKENDS
 print(*FORMATS.names(), *BACKENDS.names(), "openvino" in BASELINES.names())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["onnx", "packed", "pt2", "bf16", "float32", "int8", "True"], done.stderr
+    assert done.stdout.split() == ["onnx", "packed", "pt2", "bf16", "cuda", "float32", "int8", "True"], done.stderr

@@ -38,8 +38,8 @@ def lower(
 
     Args:
         model: a converted model, or the folder of one.
-        backend: "int8" (CPU; integer products), "bf16" (shift weights are exact in it), or "float32" (the same values,
-            weights rounded once).
+        backend: "int8" (CPU; integer products), "bf16" (shift weights are exact in it), "cuda" (bf16 on a GPU, with
+            shift weights held in 4 or 8 bits), or "float32" (the same values, weights rounded once).
         calibration: real inputs. Inputs of integer products then have one fixed step for each layer, a power of two
             that covers what these inputs reach; otherwise each token, or each image of a convolution, has a step of
             its own, found as it comes. Layers with `activation_bits` keep their step either way.

@@ -10,7 +10,7 @@ from torch import nn
 
 from reparam.lowering.base import Backend, backend
 from reparam.lowering.integer_adder import IntegerAdderConv2d, IntegerAdderLinear
-from reparam.lowering.integer_experts import grouped_experts
+from reparam.lowering.integer_experts import integer_experts
 from reparam.lowering.integer_layers import IntegerShiftConv2d, IntegerShiftLinear, describe
 from reparam.lowering.plain import PlainBinaryAttention
 from reparam.ops.adder_conv2d import AdderConv2d
@@ -40,7 +40,7 @@ class Int8(Backend):
         if isinstance(module, AdderLinear):
             return IntegerAdderLinear(module, met.get(module)), "sums of absolute differences of int8 codes"
         if isinstance(module, MoeMlp | RoutedLayer) and self.settings.experts == "int8":
-            if experts := grouped_experts(module, met):
+            if experts := integer_experts(module, met):
                 return experts, "grouped integer products, the multiply expert's weights in int8"
             return None
         if isinstance(module, BinaryLinearAttention):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.errors import BackendError, OptionError
 from reparam.lowering.base import LoweringSettings
-from reparam.lowering.integer_experts import GroupedExperts
+from reparam.lowering.grouped_experts import GroupedExperts
 from reparam.lowering.integer_layers import IntegerShiftLinear
 from reparam.lowering.integer_weight import shift_parts
 from reparam.lowering.lower import lowered_copy
