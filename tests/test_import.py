@@ -69,4 +69,6 @@ from reparam.lowering.base import BACKENDS
 print(*FORMATS.names(), *BACKENDS.names(), "openvino" in BASELINES.names())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["onnx", "packed", "pt2", "bf16", "cuda", "float32", "int8", "True"], done.stderr
+    assert done.stdout.split() == ["onnx", "packed", "pt2", "bf16", "cuda", "cuda-fp8", "float32", "int8", "True"], (
+        done.stderr
+    )

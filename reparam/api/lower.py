@@ -39,10 +39,11 @@ def lower(
     Args:
         model: a converted model, or the folder of one.
         backend: "int8" (CPU; integer products), "bf16" (shift weights are exact in it), "cuda" (bf16 on a GPU, with
-            shift weights held in 4 or 8 bits), or "float32" (the same values, weights rounded once).
-        calibration: real inputs. Inputs of integer products then have one fixed step for each layer, a power of two
-            that covers what these inputs reach; otherwise each token, or each image of a convolution, has a step of
-            its own, found as it comes. Layers with `activation_bits` keep their step either way.
+            shift weights held in 4 or 8 bits), "cuda-fp8" (shift layers in float8 there), or "float32" (the same
+            values, weights rounded once).
+        calibration: real inputs. Inputs of integer and float8 products then have one fixed step for each layer, a power
+            of two that covers what these inputs reach; otherwise each token, or each image of a convolution, has a step
+            of its own, found as it comes. Layers with `activation_bits` keep their step either way.
         experts: of "int8": whether a mixture's multiply experts have int8 weights, or stay in float32.
 
     Raises:

@@ -17,7 +17,7 @@ from reparam.lowering.lower import lowered_copy
 from reparam.suggest import did_you_mean
 from reparam.train.progress import Silent
 
-_COMPUTES_IN = {"float32": "float32", "int8": "int8"}
+_COMPUTES_IN = {"float32": "float32", "int8": "int8", "cuda-fp8": "float8"}
 #: By torch every backend can be run; OpenVINO wants a graph of standard operators.
 _IN_TORCH = {"eager": "eager", "compiled": "torch.compile"}
 _IN_OTHERS = {"openvino": "OpenVINO"}

@@ -38,8 +38,8 @@ class Tile:
     stages: int = 3
 
 
-#: By the most rows of x; beyond the last, its rows are repeated. Of the sizes tried these have the fewest instructions
-#: a weight (benchmarks/cuda_instructions.py); from two rows on, tensor cores need fewer than a second product.
+#: By the most rows of x; more than the last has take several programs. Of the sizes tried these have the fewest
+#: instructions a weight (benchmarks/cuda_instructions.py); from two rows on, tensor cores want fewer than other units.
 TILES = {
     1: Tile(rows=1, outputs=16, words=128, dot=False),
     16: Tile(rows=16, outputs=64, words=64, dot=True, stages=2),

@@ -18,9 +18,6 @@ from reparam.ops.moe import MoeMlp
 from reparam.ops.routed_layer import RoutedLayer
 from reparam.ops.shift import ShiftLinear
 
-#: The first NVIDIA GPUs that multiply bfloat16 by tensor cores.
-_CAPABILITY = (8, 0)
-
 
 @backend("cuda", title="bfloat16 with packed shift weights, for CUDA GPUs")
 class Cuda(Bfloat16):
@@ -42,7 +39,13 @@ class Cuda(Bfloat16):
             return f"runs on a CUDA device, and the model is on {device.type}"
         if importlib.util.find_spec("triton") is None:
             return "wants Triton, which torch brings along on Linux: pip install triton"
-        major, minor = torch.cuda.get_device_capability(device)
-        if torch.version.hip is None and (major, minor) < _CAPABILITY:
-            return f"wants compute capability 8.0 for products in bfloat16, and this GPU has {major}.{minor}"
+        return None if torch.version.hip else lacking_capability(device, (8, 0), "bfloat16")
+
+
+def lacking_capability(device: torch.device, least: tuple[int, int], dtype: str) -> str | None:
+    """Why an NVIDIA GPU does not multiply a type by tensor cores, in words, or None; `least` is the first that does."""
+    found = torch.cuda.get_device_capability(device)
+    if found >= least:
         return None
+    wanted, has = (".".join(map(str, capability)) for capability in (least, found))
+    return f"wants compute capability {wanted} for products in {dtype}, and this GPU has {has}"

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import reparam
 from reparam.errors import BackendError
@@ -14,6 +15,7 @@ from reparam.kernels import packed_reference
 from reparam.lowering.base import LoweringSettings
 from reparam.lowering.bfloat16_experts import GroupedBfloat16Linear
 from reparam.lowering.cuda import Cuda
+from reparam.lowering.cuda_fp8 import CudaFloat8
 from reparam.lowering.grouped_experts import GroupedExperts
 from reparam.lowering.lower import lowered_copy
 from reparam.lowering.packed_linear import PackedShiftLinear
@@ -29,7 +31,8 @@ from tests.pico import images, vit
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a CPU stand in for a GPU: there the kernels' reference runs."""
-    monkeypatch.setattr(Cuda, "refuse", lambda self, device: None)
+    for backend in (Cuda, CudaFloat8):
+        monkeypatch.setattr(backend, "refuse", lambda self, device: None)
 
 
 def linear(weight: Tensor, **options: Any) -> ShiftLinear:
@@ -140,11 +143,31 @@ def test_the_rounded_weight_can_still_be_read_off_a_layer(anywhere: None) -> Non
     assert torch.equal(lowered(layer).weight.float(), layer.weight)  # type: ignore[operator,union-attr]
 
 
+class Borrows(nn.Module):
+    """Multiplies by its layer's weight itself, as BEiT does."""
+
+    def __init__(self, layer: ShiftLinear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight, self.layer.bias)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "cuda-fp8"])
+def test_a_model_that_multiplies_by_a_layers_weight_itself_gets_it(anywhere: None, backend: str) -> None:
+    model, x = Borrows(linear(torch.randn(16, 32), bits=4)), torch.randn(3, 32)
+    out = lowered(model, backend)(x)
+    assert torch.equal(out, lowered(model, "bf16")(x))
+
+
 def converted(recipe: str) -> nn.Module:
     model = reparam.convert(vit(), recipe, example_input=images(), weights="none").model
     for name, parameter in model.named_parameters():
         if "router" in name:
             nn.init.normal_(parameter)  # from zero, every token would be multiplied
+        elif ".shift." in name and name.endswith("bias"):
+            nn.init.normal_(parameter)  # it starts as the multiply expert's
     return model
 
 
@@ -207,6 +230,7 @@ def test_a_gpu_without_bfloat16_or_triton_is_refused(
 
 @pytest.mark.gpu
 @needs_cuda
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the debug mode and of the compiler
 @pytest.mark.parametrize("batch", [1, 64])
 @pytest.mark.parametrize("recipe", ["shift-ptq", "shiftaddvit"])
 def test_on_a_gpu_a_model_is_what_the_reference_gives_and_never_waits(recipe: str, batch: int) -> None:

@@ -25,7 +25,7 @@ REFERENCE = "eager"
 GROUPS = ("quick", "all", "none")
 _QUICK = (REFERENCE, "channels-last", "bf16")
 #: Relative error that rounding alone explains, by the type that an engine computes in; see `agreement.py`.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 2e-1}
+TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2, "float8": 2e-1, "int8": 2e-1}
 
 
 class Inapplicable(Exception):
