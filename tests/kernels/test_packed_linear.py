@@ -65,6 +65,7 @@ assert len(calls) == 2
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_in_the_interpreter_the_triton_kernel_is_the_exact_product_rounded_once() -> None:
     paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
@@ -98,6 +99,7 @@ def test_further_axes_of_the_input_stay() -> None:
     assert torch.equal(y, packed_linear(x, words, scale, bias, 20, 4).view(2, 3, 3))
 
 
+@pytest.mark.slow
 def test_a_compiler_sees_one_operator_for_any_number_of_rows() -> None:
     x, words, scale, bias, _ = operands(4, 4, 20, 3)
 

@@ -201,6 +201,7 @@ def test_a_mixture_sends_tokens_where_its_router_does(anywhere: None, mixture: n
     assert (form(images(8)) - wanted).norm() > 2 * (out - wanted).norm()
 
 
+@pytest.mark.slow
 def test_compiled_it_is_one_graph_with_the_same_values(anywhere: None, mixture: nn.Module) -> None:
     form = reparam.lower(mixture, "cuda").model
     compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
