@@ -231,6 +231,8 @@ def _swap_module(
 ) -> None:
     path = step.site.path
     dense = model.get_submodule(path)
+    if verify:
+        _refuse_nonfinite(dense, step)
     replacement: Operator = OPERATORS.get(step.operator).from_dense(dense, step.site, _options(step))
     for alias in aliases:
         undo.callback(model.set_submodule, alias, dense)
@@ -242,6 +244,17 @@ def _swap_module(
         else:
             made = [(call.args, call.kwargs) for call in calls[:1]]
             check_operator(replacement, replacement, made, path=path, output_shape=step.site.output_shape)
+
+
+def _refuse_nonfinite(dense: nn.Module, step: Step) -> None:
+    """A power of two is made of any bits, so what was no number would no longer show."""
+    for name, parameter in dense.named_parameters():
+        if bad := int((~parameter.isfinite()).sum()):
+            raise RewriteError(
+                f'"{step.site.path}": {bad} of the {parameter.numel()} values of its {name} are not finite, and '
+                f"{step.operator} cannot start from them. Look where the weights come from: a damaged file, or a "
+                "training that diverged."
+            )
 
 
 def _enough(site: Site, shape: tuple[int, ...]) -> tuple[int, ...]:

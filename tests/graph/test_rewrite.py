@@ -181,3 +181,16 @@ def test_a_later_stage_is_refused_by_a_model_that_it_does_not_fit() -> None:
         rewrite(cnn(), plan, images(), stage=1)
     with pytest.raises(RewriteError, match="the plan has no stage 2; it has 2, counted from 0"):
         rewrite(vit(), plan, images(), stage=2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_do_not_become_powers_of_two(value: float) -> None:
+    model = vit()
+    weight = model.get_parameter("blocks.0.mlp.fc1.weight")
+    with torch.no_grad():
+        weight[0, :2] = value
+    kept, size = [type(module) for module in model.modules()], weight.numel()
+    said = rf'^"blocks\.0\.mlp\.fc1": 2 of the {size} values of its weight are not finite, and shift_linear cannot'
+    with pytest.raises(RewriteError, match=said):
+        convert(model, recipe([KEEP_HEAD, LINEAR]))
+    assert [type(module) for module in model.modules()] == kept
