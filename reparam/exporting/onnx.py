@@ -21,6 +21,7 @@ from reparam.exporting.onnx_dialect import FIRST_WITH_INT16, OnnxDialect
 from reparam.exporting.openvino_file import OpenVinoModel
 from reparam.exporting.program_format import ProgramFormat, ProgramOptions
 from reparam.models.onnx_file import open_onnx
+from reparam.models.openvino import import_openvino
 from reparam.models.preparation import KEY, write_preparation
 from reparam.models.pt2_file import first_line
 
@@ -93,9 +94,7 @@ class OnnxFormat(ProgramFormat):
 def _openvino(path: Path) -> Engine:
     if importlib.util.find_spec("openvino") is None:
         return Engine(name="OpenVINO", missing_because='it is not installed: pip install "reparam[bench]"')
-    import openvino
-
-    version = openvino.__version__.partition("-")[0]
+    version = import_openvino().__version__.partition("-")[0]
     return Engine(name=f"OpenVINO {version}", file=OpenVinoModel(path))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reparam.errors import ModelError
 from reparam.models.model_file import ModelFile
+from reparam.models.openvino import import_openvino
 from reparam.models.pt2_file import first_line
 
 
@@ -14,8 +15,7 @@ class OpenVinoModel(ModelFile):
     """The graph of a file."""
 
     def __init__(self, path: Path) -> None:
-        import openvino  # the optional "bench" extra
-
+        openvino = import_openvino()
         try:
             graph = openvino.Core().read_model(str(path))
             compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from reparam.cost.baselines.base import Inapplicable, Run, baseline, hushed, want_cpu, want_packages
 from reparam.cost.workload import Workload
+from reparam.models.openvino import import_openvino
 
 if TYPE_CHECKING:
     from openvino import Core, Model
@@ -40,9 +41,8 @@ def openvino_int8(dense: Workload) -> Run:
 
 
 def _core() -> "Core":
-    import openvino
-
-    return openvino.Core()
+    core: Core = import_openvino().Core()
+    return core
 
 
 def _want(dense: Workload) -> None:
@@ -52,9 +52,7 @@ def _want(dense: Workload) -> None:
 
 def _graph(dense: Workload) -> "Model":
     _want(dense)
-    import openvino
-
-    graph = openvino.convert_model(dense.exported())
+    graph: Model = import_openvino().convert_model(dense.exported())
     graph.reshape(list(dense.batch.shape))
     return graph
 
