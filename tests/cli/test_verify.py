@@ -125,3 +125,13 @@ def test_a_file_that_is_not_there_is_bad_input(run_cli: RunCli) -> None:
     answer = run_cli("verify", "nowhere.onnx", "nowhere.pt2")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith("error: nowhere.onnx: no such file")
+
+
+def test_a_narrow_terminal_loses_no_column(
+    run_cli: RunCli, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked["answer"] = MADE
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = lines(run_cli("verify", "a", "b").out)
+    assert "relative error largest error correlation" in narrow
+    assert "outputs not finite not finite -" in narrow

@@ -3,10 +3,14 @@
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+#: A narrower terminal breaks lines by itself, and loses nothing; Rich would leave out columns of tables.
+_NARROWEST = 80
+
 
 def show(*views: RenderableType) -> None:
     """Prints views on stdout."""
     console = Console(highlight=False)
+    console.width = max(console.width, _NARROWEST)
     for view in views:
         console.print(view)
 
