@@ -100,9 +100,16 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         return _complain(_describe(error), debug=debug, code=2)
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _complain(f"out of memory: {error}\nSmaller batches or images need less.", debug=debug, code=1)
         hint = "This is a bug in reparam: please report it with the traceback that --debug shows."
         return _complain(f"unexpected {type(error).__name__}: {error}\n{hint}", debug=debug, code=1)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Told by name: torch has a class for accelerators alone, and is not loaded by every verb."""
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "t allocate memory" in str(error)
 
 
 def _describe(error: OSError) -> str:

@@ -12,6 +12,7 @@ from reparam.api.convert import convert
 from reparam.api.lowered_engines import choose_lowered_engines
 from reparam.api.measuring import Measuring
 from reparam.api.profile import original_of
+from reparam.api.recipes import check_recipe
 from reparam.api.subject import is_checkpoint, resolve_subject
 from reparam.atomic import check_file, write_text
 from reparam.checkpoint.load import load
@@ -23,7 +24,9 @@ from reparam.cost.latency import machine_name, using_threads
 from reparam.cost.measure import measure_batch
 from reparam.cost.measurement import Measurement, Side, compare
 from reparam.errors import CheckpointError, OptionError, RecipeError
+from reparam.graph.records import Plan
 from reparam.journal import Journal
+from reparam.models.build import build_spec
 from reparam.models.spec import stamp
 from reparam.models.weights import load_weights
 from reparam.train.engine import pick_device
@@ -87,8 +90,8 @@ def bench(
     names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
     how, forms = Measuring.checked(batch_size, baselines, threads), choose_lowered_engines(lowered)
     sizes = _sizes(img_size)
-    _check(names, recipe, sizes, limit, overrides)
     where, tell = pick_device(device), (progress or Silent()).message
+    _check(names, recipe, sizes, limit, overrides, weights)
     machine = machine_name(where)
     settings = _settings(recipe, weights, overrides, how, forms, limit, machine)
     journal = None if out is None else Journal(_journal_file(Path(out)), BenchCase, fresh=fresh)
@@ -155,7 +158,9 @@ def _check(
     sizes: Sequence[int | None],
     limit: float,
     overrides: Sequence[str],
+    weights: str,
 ) -> None:
+    """Tells all that can be told before the first table, which may take minutes."""
     if not names:
         raise OptionError("no model to measure; name one, or the folder of a run")
     for size in sizes:
@@ -168,8 +173,18 @@ def _check(
     runs = [name for name in names if is_checkpoint(name)]
     if len(runs) < len(names) and recipe is None:
         raise RecipeError(f"{next(n for n in names if n not in runs)}: nothing says how to convert it; give --recipe")
-    if runs and (recipe is not None or sizes != [None] or overrides):
-        raise OptionError(f"{runs[0]} is converted already; recipe, overrides and image sizes are for models by name")
+    if runs and (recipe is not None or sizes != [None] or overrides or weights != "none"):
+        raise OptionError(
+            f"{runs[0]} is converted already; recipe, overrides, weights and image sizes are for models by name"
+        )
+    if recipe is not None:
+        check_recipe(recipe, overrides=overrides)
+    for name in names:
+        if name in runs:
+            _original(Path(name))
+        else:
+            for size in sizes:
+                build_spec(name, img_size=size)
 
 
 def _pair(
@@ -201,15 +216,21 @@ def _pair(
 
 
 def _pair_of_run(folder: Path, *, device: torch.device) -> _Pair:
+    plan, original = _original(folder)
+    return _Pair(
+        recipe=plan.recipe.name,
+        converted=load(folder).to(device),
+        dense=load(original).to(device),
+        shape=plan.input_shape[1:],
+    )
+
+
+def _original(folder: Path) -> tuple[Plan, Path]:
+    """The plan of a run and the folder of its original."""
     record, original = read_record(folder), original_of(folder)
     if record.plan is None or original is None:
         raise CheckpointError(f"{folder}: wanted a run, a converted model with its original in the folder dense")
-    return _Pair(
-        recipe=record.plan.recipe.name,
-        converted=load(folder).to(device),
-        dense=load(original).to(device),
-        shape=record.plan.input_shape[1:],
-    )
+    return record.plan, original
 
 
 def _case(

@@ -16,6 +16,9 @@ from reparam.cost.measure import measure_batch
 from reparam.cost.measurement import Measured, Measurement, Side, compare
 from reparam.errors import OptionError
 
+#: The thread library ends the whole process where the system gives it no more.
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
@@ -30,13 +33,16 @@ class Measuring:
         """Reads what a user asked for; threads are by default those of torch.
 
         Raises:
-            OptionError: a batch size or a number of threads below 1, no batch size, or an unknown baseline.
+            OptionError: a batch size or a number of threads below 1, more threads than a machine has, no batch size, or
+                an unknown baseline.
         """
         sizes = tuple(dict.fromkeys([batch_size] if isinstance(batch_size, int) else batch_size))
         for name, numbers in (("batch size", sizes), ("threads", () if threads is None else (threads,))):
             for number in numbers:
                 if number < 1:
                     raise OptionError(f"{name} {number}: wanted 1 or more")
+        if threads is not None and threads > _MOST_THREADS:
+            raise OptionError(f"threads {threads}: wanted {_MOST_THREADS} or fewer")
         if not sizes:
             raise OptionError("no batch size to measure; name one, such as 1")
         names = baselines.split(",") if isinstance(baselines, str) else baselines

@@ -127,7 +127,7 @@ def _checked(tried: _Entrant, workload: Workload, wanted: list[Tensor], *, slowe
         reason = f"its outputs differ from eager's by {error:.2g} of their size, more than {baseline.tolerance:g}"
         return replace(tried, status="wrong", reason=reason, error=error)
     if took > slowest_s:
-        reason = f"one run takes {took:.0f} s, and more than {slowest_s:.3g} s are not waited for"
+        reason = f"one run takes {took:.3g} s, and more than {slowest_s:.3g} s are not waited for"
         return replace(tried, status="skipped", reason=reason, error=error)
     return replace(tried, error=error, run=run)
 

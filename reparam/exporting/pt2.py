@@ -1,7 +1,6 @@
 """pt2: a program of `torch.export`, and with `compile` the code that AOTInductor makes of it, in one file."""
 
 import functools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from reparam.exporting.base import Sample, export_format
 from reparam.exporting.engine_check import Engine
 from reparam.exporting.forms import Dialect
 from reparam.exporting.program_format import ProgramFormat, ProgramOptions
+from reparam.kernels.native import find_compiler
 from reparam.models.model_file import ModelFile
 from reparam.models.preparation import KEY, write_preparation
 from reparam.models.pt2_file import first_line, open_pt2
@@ -79,7 +79,7 @@ class CompiledModel(ModelFile):
 
 
 def _compiled(program: ExportedProgram, sample: Sample, options: Pt2Options) -> Any:
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+    if find_compiler() is None:
         raise ExportError("compiling needs a C++ compiler, and none was found; install g++, or leave --compile out")
     batch = sample.images[: options.fixed_batch or 2]
     filled = torch.cat([batch, batch.new_zeros((options.fixed_batch or 2) - len(batch), *batch.shape[1:])])

@@ -37,7 +37,7 @@ def native_library(name: str, *flags: str) -> ctypes.CDLL | None:
             detail = detail.decode(errors="replace")
         logger.warning(
             "the fast %s kernel cannot be built, so a slower one runs (%s). It wants a C++ compiler with OpenMP, g++ "
-            "or clang++; REPARAM_NATIVE=0 silences this.",
+            "or clang++, and a cache folder to write to (XDG_CACHE_HOME); REPARAM_NATIVE=0 silences this.",
             name,
             " ".join(detail.split())[-300:],
         )
@@ -45,7 +45,9 @@ def native_library(name: str, *flags: str) -> ctypes.CDLL | None:
 
 
 def _built(source: Path, own: tuple[str, ...]) -> Path:
-    compiler, flags = _compiler(), (*_FLAGS, *own, "-fopenmp")
+    compiler, flags = find_compiler(), (*_FLAGS, *own, "-fopenmp")
+    if compiler is None:
+        raise OSError(f"none of {', '.join(_COMPILERS)} is on the PATH")
     texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     recipe = "\0".join((*texts, compiler, *flags, _machine()))
     target = _cache() / f"{source.stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
@@ -60,11 +62,9 @@ def _built(source: Path, own: tuple[str, ...]) -> Path:
     return target
 
 
-def _compiler() -> str:
-    for name in filter(None, (os.environ.get("CXX"), *_COMPILERS)):
-        if found := shutil.which(name):
-            return found
-    raise OSError(f"none of {', '.join(_COMPILERS)} is on the PATH")
+def find_compiler() -> str | None:
+    """The path of a C++ compiler, or None where there is none."""
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *_COMPILERS)))), None)
 
 
 def _machine() -> str:

@@ -100,7 +100,16 @@ def pick_device(name: str | None = None) -> torch.device:
         raise TrainError(f"there is no {name} here, only {torch.cuda.device_count()} CUDA devices; say --device cpu")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Accelerate takes the current one
+    if device.type not in ("cpu", "cuda"):
+        _refuse_unusable(device)
     return device
+
+
+def _refuse_unusable(device: torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise TrainError(f"nothing can be computed on {device} here; say --device cpu") from error
 
 
 def _own_device(name: str | None) -> torch.device:

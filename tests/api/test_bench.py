@@ -14,7 +14,7 @@ from reparam.cost import measure
 from reparam.cost.baselines.base import Baseline, Run
 from reparam.cost.rounds import Rounds
 from reparam.cost.workload import Workload
-from reparam.errors import CheckpointError, OptionError, RecipeError
+from reparam.errors import CheckpointError, ModelError, OptionError, RecipeError, TrainError
 from reparam.models.build import build_model, build_spec
 
 FACTORY = """
@@ -152,9 +152,9 @@ def test_a_call_that_was_stopped_goes_on_where_it_stopped(
     assert len(measured) == 5
 
 
-def test_the_result_is_a_json_file(tmp_path: Path) -> None:
+def test_the_result_is_a_json_file(model: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the result is a JSON file"):
-        reparam.bench("m", "deepshift-q", out=tmp_path / "b.csv")
+        reparam.bench(model, "deepshift-q", out=tmp_path / "b.csv")
 
 
 @pytest.mark.usefixtures("clock", "forms")
@@ -169,6 +169,8 @@ def test_a_run_is_measured_with_its_own_original(tmp_path: Path) -> None:
     assert (case.model, case.recipe, case.image_size) == (str(tmp_path / "run"), "deepshift-q", 16)
     with pytest.raises(OptionError, match="is converted already"):
         reparam.bench(tmp_path / "run", "deepshift-q")
+    with pytest.raises(OptionError, match="weights and image sizes are for models by name"):
+        reparam.bench(tmp_path / "run", weights="hub")
     with pytest.raises(CheckpointError, match="wanted a run"):
         reparam.bench(tmp_path / "run" / "dense")
 
@@ -181,6 +183,10 @@ def test_a_run_is_measured_with_its_own_original(tmp_path: Path) -> None:
         ({"img_size": 0}, OptionError, "image size 0: wanted 1 or more"),
         ({"img_size": []}, OptionError, "no image size"),
         ({"batch_size": 0}, OptionError, "batch size 0"),
+        ({"threads": 100_000}, OptionError, "threads 100000: wanted 1024 or fewer"),
+        ({"device": "meta"}, TrainError, "nothing can be computed on meta here; say --device cpu"),
+        ({"recipe": "deepshft-q"}, RecipeError, 'Did you mean "deepshift-q"'),
+        ({"models": ["resnet18", "resnt18"]}, ModelError, 'model "resnt18" is unknown'),
         ({"limit": 0.0}, OptionError, "limit 0: wanted more than 0 seconds"),
         ({"baselines": "openvno"}, OptionError, 'unknown baseline "openvno"'),
         ({"lowered": "int4"}, OptionError, 'unknown way to run a converted model "int4"'),

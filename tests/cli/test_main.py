@@ -83,6 +83,12 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(run_cli: RunCli, argv: list
         pytest.param(PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied\n", id="file"),
         pytest.param(OSError("disk gone"), 2, "error: disk gone\n", id="os"),
         pytest.param(ZeroDivisionError("oh"), 1, "error: unexpected ZeroDivisionError: oh\n", id="bug"),
+        pytest.param(
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            1,
+            "can't allocate memory: 9 bytes\n       Smaller batches or images need less.\n",
+            id="memory",
+        ),
         pytest.param(KeyboardInterrupt(), 130, "stopped by the keyboard", id="interrupt"),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_converted_model_is_run_in_other_forms_too_and_compared_with_itself(ti
 
 
 def test_an_engine_that_is_too_slow_is_named_and_not_timed(timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 9.0, 9.0, 9.5])
+    clock = iter([0.0, 9.25, 9.25, 9.75])
     monkeypatch.setattr(measure, "perf_counter", lambda: next(clock))
     chosen = [EAGER, baseline("snail", scaled(2.0)), baseline("hare", scaled(2.0))]
     found = by_engine(
@@ -207,5 +207,5 @@ def test_an_engine_that_is_too_slow_is_named_and_not_timed(timed: Timed, monkeyp
     )
     snail = found["dense", "snail"]
     assert (snail.status, snail.latency, snail.error) == ("skipped", None, 0.0)
-    assert snail.reason == "one run takes 9 s, and more than 7.5 s are not waited for"
+    assert snail.reason == "one run takes 9.25 s, and more than 7.5 s are not waited for"
     assert found["dense", "hare"].status == "measured"

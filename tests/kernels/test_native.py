@@ -11,10 +11,10 @@ import pytest
 from reparam.kernels import native
 from reparam.kernels.native import native_library
 
-needs_compiler = pytest.mark.skipif(
-    not any(native.shutil.which(name) for name in native._COMPILERS), reason="needs a C++ compiler"
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="needs a C++ compiler")
+REMEDY = (
+    "It wants a C++ compiler with OpenMP, g++ or clang++, and a cache folder to write to (XDG_CACHE_HOME)"
 )
-REMEDY = "It wants a C++ compiler with OpenMP, g++ or clang++; REPARAM_NATIVE=0 silences this"
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from reparam.cost.baselines.base import Run, baseline
+from reparam.cost.baselines.base import Inapplicable, Run, baseline
 from reparam.cost.baselines.eager import in_bf16, laid_out
 from reparam.cost.latency import hush_toolkit_search
 from reparam.cost.workload import Workload
+from reparam.kernels.native import find_compiler
 
 
 @baseline("compiled", title="torch.compile, fp32", dtype="float32", in_torch=True)
@@ -28,7 +29,9 @@ def compiled_bf16(dense: Workload) -> Run:
 
 
 def compile_for(dense: Workload, model: nn.Module, batch: Tensor) -> Run:
-    """Compiles a form of the workload's model for one batch."""
+    """Compiles a form of the workload's model for one batch; raises Inapplicable where no compiler is there."""
+    if batch.device.type == "cpu" and find_compiler() is None:
+        raise Inapplicable("torch.compile needs a C++ compiler, and none was found")
     hush_toolkit_search()
     # What was compiled for other batch sizes counts against a limit, above which torch runs eagerly without a word.
     dense.on_leaving(torch.compiler.reset)

@@ -118,6 +118,7 @@ def test_the_compiler_gets_fixed_sizes_and_freezes_weights(
         asked.append(options)
         return model
 
+    monkeypatch.setattr("reparam.cost.baselines.compiled.find_compiler", lambda: "/usr/bin/c++")
     monkeypatch.setattr(torch, "compile", fake_compile)
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append("reset"))
     with workload(vit()) as dense:
@@ -126,3 +127,11 @@ def test_the_compiler_gets_fixed_sizes_and_freezes_weights(
     assert asked == [{"dynamic": False, "options": {"freezing": True}}]
     assert seen[0].dtype == dtype
     assert resets == ["reset"]
+
+
+def test_without_a_compiler_nothing_is_compiled_and_the_reason_says_so(
+    workload: Callable[[nn.Module], Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reparam.cost.baselines.compiled.find_compiler", lambda: None)
+    with pytest.raises(Inapplicable, match=r"^torch.compile needs a C\+\+ compiler, and none was found$"):
+        BASELINES.get("compiled").prepare(workload(vit()))
