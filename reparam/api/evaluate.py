@@ -145,7 +145,8 @@ def refuse_shape(source: str | Path, shape: Mapping[str, object]) -> None:
     """Raises ModelError for arguments that shape a model, given for one that exists."""
     given = [name for name, value in shape.items() if value]
     if given:
-        raise ModelError(f"{', '.join(given)} shape a model when it is made; {source} is made already")
+        verb = "shapes" if len(given) == 1 else "shape"
+        raise ModelError(f"{', '.join(given)} {verb} a model when it is made; {source} is made already")
 
 
 def open_checkpoint(folder: Path, data: DataSettings, *, base: nn.Module | Callable[[], nn.Module] | None) -> Answerer:

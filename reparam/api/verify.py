@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from reparam.api.check_images import images_for
-from reparam.api.evaluate import open_checkpoint, open_named, refuse_shape
+from reparam.api.evaluate import format_by, open_checkpoint, open_named, refuse_shape
 from reparam.api.subject import is_checkpoint
 from reparam.compare.difference import Comparison
 from reparam.compare.onnx_layers import record_onnx
@@ -16,7 +16,9 @@ from reparam.compare.pt2_layers import record_pt2
 from reparam.compare.recording import Recorder, record_modules
 from reparam.compare.records import Verification
 from reparam.errors import ModelError, OptionError
+from reparam.graph.provenance import provenance_of
 from reparam.models.file_formats import is_model_file, open_model_file
+from reparam.models.given import refuse_other
 from reparam.models.known import spec_of
 from reparam.models.model_file import ModelFile
 from reparam.models.onnx_file import OnnxModel
@@ -79,6 +81,8 @@ def verify(
         DataError: the data cannot be read.
         OptionError: no images, or a tolerance below 0.
     """
+    for side in (a, b):
+        refuse_other(side, (nn.Module, str, Path), wanted="a model by name, a module, a folder or a file")
     if images < 1 or not tolerance >= 0:
         raise OptionError(f"wanted at least 1 image and a tolerance of at least 0, got {images} and {tolerance}")
     settings = data or DataSettings()
@@ -115,8 +119,9 @@ def _open(
 
 
 def _of_module(model: nn.Module, data: DataSettings) -> Side:
-    spec = spec_of(model)
-    known = None if spec.input_size is None else image_format(data, input_size=spec.input_size, model=spec.data)
+    made = provenance_of(model)
+    spec, plan = (spec_of(model), None) if made is None else (made.spec, made.plan)
+    known = None if spec.input_size is None and plan is None else format_by(spec, plan, data)
     if model.training:
         raise ModelError(f"{_name(model)} is in training mode, whose outputs are random or follow the batch; eval() it")
     return Side(name=_name(model), record=record_modules(model), image=known, prepares=known is not None)
@@ -146,7 +151,10 @@ def _common_format(sides: list[Side]) -> ImageFormat:
     """What both take, prepared as the first of them says that knows."""
     told = [side for side in sides if side.image is not None]
     if not told:
-        raise ModelError(f"neither {sides[0].name} nor {sides[1].name} says the size of its images; give --img-size")
+        raise ModelError(
+            f"neither {sides[0].name} nor {sides[1].name} says the size of its images; give --img-size "
+            "where one is a file, or compare with a run or a converted model"
+        )
     sizes = [side.image.input_size for side in told if side.image is not None]
     if len(set(sizes)) > 1:
         (a, b), (of_a, of_b) = sides, ("x".join(map(str, size)) for size in sizes)

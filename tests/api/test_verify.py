@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.api.convert import convert
+from reparam.api.lower import lower
 from reparam.api.verify import verify
 from reparam.errors import CheckpointError, ModelError, OptionError
 from reparam.models.build import build_model, build_spec
@@ -66,6 +67,13 @@ def test_a_module_with_one_changed_layer_is_found_out(model: nn.Module) -> None:
     assert (made.first.path, made.first.max_abs_error) == ("blocks.0.mlp.fc2", pytest.approx(1.0, rel=1e-5))
 
 
+def test_converted_models_know_their_images_and_may_be_compared_with_their_lowered_forms() -> None:
+    torch.manual_seed(0)
+    model = convert(MODEL, "shift-ptq", weights="none", **SHAPE).model.eval()
+    assert verify(model, deepcopy(model), tolerance=0.0).agree
+    assert verify(model, lower(model, "float32").model, tolerance=1e-5).agree
+
+
 def test_images_are_those_of_the_evaluation_split_prepared_for_the_model(
     run: Path, images: Path, data: DataSettings
 ) -> None:
@@ -118,7 +126,7 @@ def test_a_module_that_is_in_training_or_says_no_size_is_told(model: nn.Module) 
         pytest.param({"images": 0}, OptionError, "at least 1 image", id="no image"),
         pytest.param({"tolerance": -1.0}, OptionError, "tolerance of at least 0", id="negative tolerance"),
         pytest.param({"tolerance": float("nan")}, OptionError, "tolerance of at least 0", id="no number"),
-        pytest.param({"num_classes": 3}, ModelError, "num_classes shape a model when it is made", id="a shape"),
+        pytest.param({"num_classes": 3}, ModelError, "num_classes shapes a model when it is made", id="a shape"),
         pytest.param({"b": "nowhere.pt2"}, ModelError, "nowhere.pt2: no such file", id="no file"),
         pytest.param({"b": "runs/nowhere"}, ModelError, "no such file or folder", id="no run"),
     ],
