@@ -127,6 +127,8 @@ def convert(
 def _pictures(folder: Path | None, data: dict[str, Any]) -> reparam.DataSettings | None:
     """Where to calibrate from, if that is said."""
     settings = reparam.DataSettings(**data)
+    if folder is not None and not folder.exists():
+        raise typer.BadParameter(f"{folder}: no such folder", param_hint="--calibration-dir")
     if folder is None:
         return settings if settings.data_dir or settings.dataset else None
     if settings.data_dir or settings.dataset:

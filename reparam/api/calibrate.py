@@ -39,7 +39,8 @@ def images_for(
     """The calibration images (N, C, H, W) that a plan needs, or None.
 
     Raises:
-        OptionError: the plan calibrates layers and there are no images, or there are images and nothing to calibrate.
+        OptionError: the plan calibrates layers and there are no images, there are images and nothing to calibrate, or
+            they are of another kind.
         DataError: too few images, or unreadable ones.
     """
     wanted = [step.site.path for step in calibrated_steps(planned.steps)]
@@ -58,6 +59,13 @@ def images_for(
         )
     if isinstance(calibration, Tensor):
         return calibration
+    if not isinstance(calibration, DataSettings):
+        raise OptionError(
+            f"calibration: wanted images (N, C, H, W) or reparam.DataSettings(data_dir=...), got a "
+            f"{type(calibration).__name__}"
+        )
+    if count < FEWEST_IMAGES:
+        raise OptionError(f"calibration_images {count}: wanted at least {FEWEST_IMAGES}")
     return _read(calibration, subject, count=count)
 
 

@@ -103,6 +103,8 @@ def convert(
         DataError: too few images, or unreadable ones.
         CheckpointError: `out` cannot be written.
     """
+    if tune_steps < 0:
+        raise OptionError(f"tune_steps {tune_steps}: wanted 0 or more")
     checked = check_recipe(recipe, overrides=overrides)
     if out is not None:
         refuse_foreign(Path(out).resolve())

@@ -15,6 +15,7 @@ from reparam.errors import ExportError, OptionError
 from reparam.exporting.base import FORMATS, Exported, Sample, parse_export_options
 from reparam.graph.provenance import provenance_of
 from reparam.lowering.base import lowered_path
+from reparam.models.given import refuse_other
 from reparam.models.known import spec_of
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.progress import Progress, Silent
@@ -52,15 +53,18 @@ def export(
         ExportError: no such format, or one that cannot hold the model.
         OptionError: an option that the format does not have, or not with this value.
         CheckpointError: the folder is none that reparam wrote, or `out` is in use or cannot be written.
-        ModelError: nothing says which images the model takes.
+        ModelError: `source` is of another kind, or nothing says which images the model takes.
         DataError: the data cannot be read.
     """
+    refuse_other(source, (nn.Module, str, Path), wanted="a model or the folder of a run")
     made = FORMATS.get(format)
     chosen = parse_export_options(made, options)
     # Before the place is tried: that makes its folder, which for a mistyped run is the run itself.
     extra = {} if isinstance(source, nn.Module) else read_record(Path(source)).extra
     target, writer = _target(source, out, made.place), made()
     writer.refuse_place(target)
+    if images is not None and images < 1:
+        raise OptionError(f"images {images}: wanted 1 or more to check the file on")
     if not made.is_checked and (data is not None or images is not None):
         raise OptionError(f"format {format} is not checked on images; leave them out")
     model = _opened(source, base)

@@ -12,6 +12,7 @@ from reparam.graph.provenance import detach, unwrapped
 from reparam.lowering.base import Experts, LoweredLayer, LoweringSettings
 from reparam.lowering.lower import lowered_copy
 from reparam.lowering.ranges import input_ranges
+from reparam.models.given import refuse_other
 from reparam.trace.probe import ExampleInput, as_arguments
 
 
@@ -48,10 +49,13 @@ def lower(
 
     Raises:
         BackendError: an unknown backend, one that is not for the model's device, a model that is not in float32, layers
-            that it cannot take, or values of the calibration that are not finite, with their paths.
+            that it cannot take, a calibration that the model does not take, or values of it that are not finite, with
+            their paths.
         OptionError: `experts` or `calibration` of another kind.
+        ModelError: `model` of another kind.
         CheckpointError: a folder that is not an intact checkpoint.
     """
+    refuse_other(model, (nn.Module, str, Path), wanted="a converted model or the folder of one")
     if experts not in get_args(Experts):
         raise OptionError(f'experts "{experts}": wanted {" or ".join(get_args(Experts))}')
     if not isinstance(calibration, Tensor | tuple | None):

@@ -15,6 +15,7 @@ from reparam.errors import ModelError
 from reparam.graph.records import Totals
 from reparam.models.build import build_model, build_spec
 from reparam.models.empty import build_empty
+from reparam.models.given import refuse_other
 from reparam.models.known import spec_of
 from reparam.models.spec import ModelSpec
 from reparam.trace.probe import ExampleInput
@@ -60,6 +61,7 @@ def resolve_subject(
     given = [name for name, value in options.items() if value not in (None, {})]
     if given:
         raise ModelError(f"{', '.join(given)} shape a model that is built by name; this {type(model).__name__} exists")
+    refuse_other(model, nn.Module, wanted="a model by name or a module")
     spec = spec_of(model)
     return Subject(model=model, spec=spec, example_input=_example(spec, example_input, type(model).__name__))
 

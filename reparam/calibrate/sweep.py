@@ -51,7 +51,7 @@ def calibrate_(
         progress: told after each layer, and each tuned block.
         journal: where finished layers are kept, and taken from.
     Raises:
-        DataError: too few images, or numbers on the way that are not finite.
+        DataError: too few images, images that the model does not take, or numbers on the way that are not finite.
     """
     if len(images) < FEWEST_IMAGES:
         raise DataError(f"calibration: wanted at least {FEWEST_IMAGES} images, got {len(images)}; 128 is a good number")
@@ -69,7 +69,13 @@ def _sweep(
     journal: Journal | None,
 ) -> Calibration:
     batches = images.split(_BATCH)
-    order = find_order(model, dense, batches[0], chosen=chosen)
+    try:
+        order = find_order(model, dense, batches[0], chosen=chosen)
+    except Exception as error:  # whatever a forward raises for images that it does not take
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(
+            f"calibration: the model does not run on images {tuple(images.shape)} of {images.dtype}: {reason}"
+        ) from error
     converted, original = Prefix(model, batches), Prefix(dense, batches)
     blocks = {target.block for target in order.targets} - {None} if tune_steps else set()
     total = len(order.targets) + len(blocks)

@@ -118,8 +118,9 @@ def _refuse_newer(table: object, key: str, newest: int, *, what: str, folder: Pa
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
-        found = "there is no such folder" if not folder.is_dir() else f"the folder has no {CONFIG_NAME}"
-        raise CheckpointError(f"{folder}: {found}. Wanted a folder that reparam convert or reparam.save has written.")
+        raise CheckpointError(
+            f"{folder}: {_missing(folder)}. Wanted a folder that reparam convert or reparam.save has written."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -127,6 +128,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: wanted a JSON object, got {type(config).__name__}. Save the model again.")
     return config
+
+
+def _missing(folder: Path) -> str:
+    if folder.is_dir():
+        return f"the folder has no {CONFIG_NAME}"
+    return "it is a file" if folder.exists() else "there is no such folder"
 
 
 def _first(error: ValidationError) -> str:

@@ -24,6 +24,7 @@ from reparam.copying import copy_with
 from reparam.errors import CheckpointError
 from reparam.graph.provenance import Provenance, provenance_of, unwrapped
 from reparam.lowering.base import lowered_path
+from reparam.models.given import refuse_other
 from reparam.models.inputs import InputSpec, input_specs
 from reparam.models.known import is_timm, spec_of
 from reparam.models.spec import CONVERTED_PREFIX, ModelSpec
@@ -51,7 +52,9 @@ def save(
 
     Raises:
         CheckpointError: the folder is not reparam's to replace, or the model cannot be written faithfully.
+        ModelError: `model` is no module.
     """
+    refuse_other(model, nn.Module, wanted="a model to save")
     refuse_foreign(Path(folder).resolve())
     with atomic_folder(folder, keep_others=True) as draft:
         write_checkpoint(model, draft, example_input=example_input, extra=extra)

@@ -36,7 +36,7 @@ class _IntegerAdder(LoweredModule):
         if met is None:
             raise BackendError(
                 "an adder's inputs and weights share one step, which must be known: pass calibration=, a batch of real "
-                "inputs, or lower to float32"
+                "inputs that reach it with more than zeros, or lower to float32"
             )
         weight = layer.weight.detach().float()
         step = grid_step(torch.maximum(weight.abs().amax(), met), INT8)

@@ -23,7 +23,8 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
         inputs: arguments of its forward.
 
     Raises:
-        BackendError: a layer meets values that are not finite, which no step covers.
+        BackendError: the model does not take these inputs, or a layer meets values that are not finite, which no step
+            covers.
     """
     found: dict[nn.Module, Tensor] = {}
 
@@ -37,6 +38,9 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
     try:
         with evaluating(model):
             model(*inputs)
+    except Exception as error:  # whatever a forward raises for what it does not take
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise BackendError(f"calibration: the model does not run on these inputs: {reason}") from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +85,12 @@ class ModelFile(nn.Module):
                 f"{len(fed)} images; export it with its batch dimension dynamic, or for a fixed batch size"
             )
         return found[: len(images)].float()
+
+
+def refuse_no_file(path: str | Path, *, where: str) -> None:
+    """Raises ModelError where `path`, `where` in messages, is no file."""
+    if not Path(path).is_file():
+        raise ModelError(f"{where}: {'wanted a file, got a folder' if Path(path).is_dir() else 'no such file'}")
 
 
 def _side(own: int | None, flag: str, given: int | None, *, where: str) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reparam.errors import ModelError
-from reparam.models.model_file import ModelFile
+from reparam.models.model_file import ModelFile, refuse_no_file
 from reparam.models.preparation import KEY, read_preparation
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def open_onnx(path: str | Path, *, where: str | None = None) -> OnnxModel:
         ModelError: onnxruntime is not installed, the file is none of ONNX, or it does not take one batch of images.
     """
     where = where or str(path)
-    if not Path(path).is_file():
-        raise ModelError(f"{where}: no such file")
+    refuse_no_file(path, where=where)
     try:
         import onnxruntime  # the optional "onnx" extra
     except ImportError as error:

@@ -1,7 +1,9 @@
 """A `.pt2` file as a model: what `torch.export.save` wrote, run on the CPU; its first output is taken as the logits."""
 
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from reparam.errors import ModelError
-from reparam.models.model_file import ModelFile
+from reparam.models.model_file import ModelFile, refuse_no_file
 from reparam.models.preparation import KEY, read_preparation
 
 
@@ -59,17 +61,29 @@ def open_pt2(path: str | Path) -> Pt2Model:
     Raises:
         ModelError: the file is none of `torch.export`, or it does not take one batch of images.
     """
-    if not Path(path).is_file():
-        raise ModelError(f"{path}: no such file")
+    refuse_no_file(path, where=str(path))
     try:
         notes = {KEY: ""}
-        program = torch.export.load(path, extra_files=notes)
+        with _without_tracebacks():
+            program = torch.export.load(path, extra_files=notes)
     except Exception as error:  # whatever unpacking bytes of any kind raises
         raise ModelError(
             f"{path}: torch cannot load it as an exported program: {first_line(error)}. Export it again, with this "
             "version of torch."
         ) from error
     return Pt2Model(program, where=str(path), preparation=read_preparation(notes[KEY]))
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """torch logs the whole traceback of a file that it cannot read before it raises."""
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def first_line(error: BaseException) -> str:

@@ -178,6 +178,8 @@ def _root(data: DataSettings, split: str, *, is_root_allowed: bool) -> tuple[str
     root = Path(data.data_dir)
     if not root.exists():
         raise DataError(f"{root}: no such folder. Give --data-dir the folder that holds {split}/CLASS/IMAGE files.")
+    if root.is_file() and root.suffix != ".tar":
+        raise DataError(f"{root}: wanted a folder of images, got a file")
     folder = root if root.is_file() else _split_folder(root, split, is_root_allowed=is_root_allowed)
     return str(folder), str(folder)
 

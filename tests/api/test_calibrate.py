@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,25 @@ def test_images_that_nothing_asks_for_are_refused() -> None:
 def test_tuning_without_a_calibration_is_refused() -> None:
     with pytest.raises(OptionError, match='recipe "shift-ptq" calibrates nothing, and blocks are tuned on calibration'):
         reparam.convert(vit(), "shift-ptq", example_input=images(), tune_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"calibration": "pictures"}, OptionError, r"wanted images \(N, C, H, W\) or reparam.DataSettings.*got a str"),
+        ({"calibration": images(32)[:, :1]}, DataError, r"does not run on images \(32, 1, 16, 16\) of torch.float32: "),
+        ({"calibration": images(32).half()}, DataError, r"does not run on images \(32, 3, 16, 16\) of torch.float16: "),
+        ({"calibration": reparam.DataSettings(data_dir="x"), "calibration_images": 0}, OptionError, "at least 32"),
+        ({"calibration": images(32), "tune_steps": -1}, OptionError, "tune_steps -1: wanted 0 or more"),
+    ],
+    ids=["kind", "channels", "type", "count", "steps"],
+)
+def test_a_calibration_that_cannot_be_is_one_sentence(
+    asked: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        reparam.convert(vit(), RECIPE, example_input=images(), out=tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()
 
 
 def test_blocks_are_tuned_when_asked_for_and_a_loaded_run_has_it_all(tmp_path: Path) -> None:

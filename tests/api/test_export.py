@@ -106,6 +106,12 @@ def test_a_format_that_runs_nothing_takes_no_images(run: Path) -> None:
         reparam.export(run, "packed", images=8)
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_file_is_checked_on_one_image_at_least(run: Path, count: int) -> None:
+    with pytest.raises(OptionError, match=f"images {count}: wanted 1 or more"):
+        reparam.export(run, "pt2", images=count)
+
+
 def test_a_module_that_nothing_is_known_of_is_told(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="nothing says which images this Flatten takes"):
         reparam.export(torch.nn.Flatten().eval(), "pt2", out=tmp_path / "m.pt2")

@@ -49,6 +49,11 @@ def test_a_missing_folder_is_named(tmp_path):
     assert "there is no such folder" in refused(tmp_path / "absent")
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    assert "model.safetensors: it is a file. Wanted a folder that" in refused(tmp_path / "model.safetensors")
+
+
 def test_a_folder_without_config_says_what_was_wanted(tmp_path):
     assert "the folder has no config.json. Wanted a folder that reparam convert" in refused(tmp_path)
 

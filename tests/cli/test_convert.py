@@ -52,6 +52,8 @@ def test_pictures_to_calibrate_on_are_a_folder_or_a_data_set(run_cli: RunCli, as
     def ask(options: str) -> Any:
         return run_cli("convert", "m", "--recipe", "r", *options.split())
 
+    assert "pics: no such folder" in ask("--calibration-dir pics").err
+    Path("pics").mkdir()
     assert ask("--calibration-dir pics --calibration-images 64 --mean 0.5").code == 0
     assert asked["calibration"] == reparam.DataSettings(data_dir="pics", mean=(0.5,))
     assert asked["calibration_images"] == 64
@@ -74,11 +76,11 @@ def test_progress_and_errors_of_the_layers_are_shown(run_cli: RunCli, monkeypatc
         return SimpleNamespace(plan=plan_of(), calibration=found)
 
     monkeypatch.setitem(vars(reparam), "convert", convert)
-    answer = run_cli("convert", "m", "--recipe", "r", "--calibration-dir", "pics")
+    answer = run_cli("convert", "m", "--recipe", "r", "--calibration-dir", ".")
     assert "calibrated 1/1 blocks.0.fc: output error 5.0%, uncalibrated 20.0%" in answer.err
     assert "output error on 32 images" in answer.out
     assert "blocks.1.fc: not calibrated, it did not run on the calibration images" in answer.out
-    spoken = json.loads(run_cli("convert", "m", "--recipe", "r", "--calibration-dir", "pics", "--json").out)
+    spoken = json.loads(run_cli("convert", "m", "--recipe", "r", "--calibration-dir", ".", "--json").out)
     assert reparam.Calibration.model_validate(spoken["calibration"]) == found
 
 

@@ -291,6 +291,12 @@ def test_a_calibration_that_is_not_finite_is_refused_with_the_first_layer_that_m
         reparam.lower(model, "int8", calibration=x)
 
 
+def test_a_calibration_that_the_model_does_not_take_is_told() -> None:
+    model = nn.Sequential(linear(torch.randn(4, 4)))
+    with pytest.raises(BackendError, match=r"^calibration: the model does not run on these inputs: [^\n]+$"):
+        reparam.lower(model, "int8", calibration=torch.ones(2, 5))
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

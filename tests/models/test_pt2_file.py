@@ -63,10 +63,18 @@ def test_images_that_the_program_cannot_take_are_told_in_one_sentence(tmp_path: 
 
 
 @pytest.mark.parametrize("content", [b"hello world", b""], ids=["text", "empty"])
-def test_what_is_no_program_is_told_as_such(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_program_is_told_as_such_and_without_a_traceback(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "m.pt2").write_bytes(content)
     with pytest.raises(ModelError, match=r"m.pt2: torch cannot load it as an exported program: [^\n]+ Export it again"):
         open_pt2(tmp_path / "m.pt2")
+    assert not caplog.records
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="wanted a file, got a folder"):
+        open_pt2(tmp_path)
 
 
 def test_a_file_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:

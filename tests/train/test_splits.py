@@ -35,10 +35,11 @@ def test_a_split_is_found_under_the_usual_names(images: Path) -> None:
     [
         (DataSettings(), "no data: name an image folder with --data-dir DIR, or a data set with --dataset"),
         (DataSettings(data_dir="/nowhere/at/all"), "/nowhere/at/all: no such folder"),
+        (DataSettings(data_dir=__file__), r"test_splits.py: wanted a folder of images, got a file"),
         (DataSettings(dataset="torch/mnist", data_dir="/nowhere"), r"torch/mnist \(train\).*Pass --dataset-download"),
         (DataSettings(dataset="hfds//nowhere/at/all"), r"hfds//nowhere/at/all \(train\): cannot be opened"),
     ],
-    ids=["nothing", "folder", "torch", "hfds"],
+    ids=["nothing", "folder", "file", "torch", "hfds"],
 )
 def test_data_that_is_not_there_is_one_sentence(
     settings: DataSettings, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
