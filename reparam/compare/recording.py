@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from reparam.errors import ModelError, ReparamError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
@@ -28,15 +30,35 @@ Recorder = Callable[[Tensor], Recording]
 def record_modules(model: nn.Module) -> Recorder:
     """Returns a recorder of a torch model, in the mode it is in; its hooks are there only while it runs.
 
-    The first tensor that the model returns is taken as the logits.
+    It raises ModelError where the model does not run on the images, or as `logits_of`.
     """
 
     def record(images: Tensor) -> Recording:
-        with torch.no_grad(), _watching(model) as layers:
-            answer = model(images)
-        return Recording(logits=_floats(answer)[0], layers=layers)
+        try:
+            with torch.no_grad(), _watching(model) as layers:
+                answer = model(images)
+        except ReparamError:
+            raise
+        except Exception as error:  # whatever a forward raises for what it does not take
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ModelError(
+                f"{type(model).__name__} does not run on images {tuple(images.shape)} of {images.dtype}: {reason}"
+            ) from error
+        return Recording(logits=logits_of(answer), layers=layers)
 
     return record
+
+
+def logits_of(answer: object) -> Tensor:
+    """The first floating-point tensor in what a model returns, a tensor, a tuple or a dictionary.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = _floats(answer)
+    if not found:
+        raise ModelError(f"wanted a model that gives logits, got a {type(answer).__name__} without a tensor of floats")
+    return found[0]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.compare.difference import Comparison
-from reparam.compare.recording import Recorder, Recording, record_modules
+from reparam.compare.recording import Recorder, Recording, logits_of, record_modules
 from reparam.compare.records import Verification
 from reparam.errors import ExportError
 from reparam.exporting.base import EngineCheck, Sample
@@ -46,7 +46,7 @@ def check_engines(
     """
     batches = sample.images.split(_TOGETHER)
     with torch.no_grad():
-        wanted = [Recording(logits=model(batch)) for batch in batches]
+        wanted = [Recording(logits=logits_of(model(batch))) for batch in batches]
     for batch, of_model in zip(batches, wanted, strict=True):
         if not of_model.logits.isfinite().all():
             raise ExportError(_not_finite(record_modules(model)(batch), sample))

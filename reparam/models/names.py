@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import timm
 from timm.models import get_arch_pretrained_cfgs, get_deprecated_models, split_model_name_tag
@@ -39,13 +40,13 @@ def resolve_name(name: str) -> Resolved:
     if architecture in (renamed := get_deprecated_models()):
         current = str(renamed[architecture])
         return Resolved(name=current, note=f"{name} is now called {current} in timm")
-    full = architecture if timm.is_model(architecture) else _expanded(architecture)
+    full = architecture if timm.is_model(architecture) else _expanded(architecture, typed=name)
     _check_tag(full, tag)
     resolved = f"{full}.{tag}" if tag else full
     return Resolved(name=resolved, note=None if full == architecture else f"{name} is short for {resolved}")
 
 
-def _expanded(shorthand: str) -> str:
+def _expanded(shorthand: str, *, typed: str) -> str:
     known = timm.list_models()
     fits = [name for name in known if name.startswith(shorthand) and _PATCH_AND_SIZE.match(name, len(shorthand))]
     if len(fits) == 1:
@@ -57,7 +58,8 @@ def _expanded(shorthand: str) -> str:
     own, candidates = _candidates(shorthand, list(CIFAR_RESNETS)), _candidates(shorthand, known)
     ours = f" reparam itself has {_listed(own)}." if own else ""
     hint = f"Close names: {_listed(candidates)}." if candidates else "timm.list_models() lists all names."
-    raise ModelError(f'model "{shorthand}" is unknown to timm {timm.__version__}.{ours} {hint}')
+    here = f' There is a path "{typed}" here, but no model that reparam has written.' if Path(typed).exists() else ""
+    raise ModelError(f'model "{shorthand}" is unknown to timm {timm.__version__}.{here}{ours} {hint}')
 
 
 def _check_tag(architecture: str, tag: str) -> None:

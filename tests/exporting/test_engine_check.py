@@ -1,5 +1,7 @@
 """Outputs that cannot be compared: what is said of them, and that no larger tolerance is advised."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,3 +70,14 @@ def test_a_model_whose_own_outputs_are_not_finite_is_told_as_such_with_its_first
     ) as told:
         check(model, float("nan"))
     assert "tolerance" not in str(told.value)
+
+
+@pytest.mark.parametrize("wrapped", [lambda x: (x, x.mean()), lambda x: {"logits": x}], ids=["tuple", "dictionary"])
+def test_of_several_outputs_the_first_is_compared(wrapped: Callable[[Tensor], object]) -> None:
+    class Wrapping(Scaled):
+        def forward(self, x: Tensor) -> object:  # type: ignore[override]
+            return wrapped(super().forward(x))
+
+    check(Wrapping(1.0), 1.0)
+    with pytest.raises(ExportError, match=r"by 0\.1 of their size"):
+        check(Wrapping(1.0), 1.1)

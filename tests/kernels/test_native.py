@@ -12,9 +12,7 @@ from reparam.kernels import native
 from reparam.kernels.native import native_library
 
 needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="needs a C++ compiler")
-REMEDY = (
-    "It wants a C++ compiler with OpenMP, g++ or clang++, and a cache folder to write to (XDG_CACHE_HOME)"
-)
+REMEDY = "It wants a C++ compiler with OpenMP, g++ or clang++, and a cache folder to write to (XDG_CACHE_HOME)"
 
 
 @pytest.fixture(autouse=True)

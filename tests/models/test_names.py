@@ -106,3 +106,10 @@ def test_what_is_no_model_name_says_how_to_write_it(name, advice):
 def test_every_unique_shorthand_drops_only_patch_window_and_size():
     shorthand = {"tnt_s": "tnt_s_patch16_224", "mixer_b16": "mixer_b16_224"}
     assert {short: resolve_name(short).name for short in shorthand} == shorthand
+
+
+def test_a_path_that_holds_no_model_is_told_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qqqq").mkdir()
+    with pytest.raises(ModelError, match='There is a path "qqqq" here, but no model that reparam has written'):
+        resolve_name("qqqq")
