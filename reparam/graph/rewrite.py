@@ -8,7 +8,7 @@ from torch import nn
 
 from reparam.errors import RewriteError
 from reparam.graph.attention_surgery import CoreOpener, OpenedCore, install_core, remove_core
-from reparam.graph.fast_path import keep_padding
+from reparam.graph.fast_path import keep_layers, keep_padding
 from reparam.graph.finders.base import qualified_type
 from reparam.graph.fingerprint import fingerprint
 from reparam.graph.inline import is_inline, layers_of
@@ -237,6 +237,7 @@ def _swap_module(
     for alias in aliases:
         undo.callback(model.set_submodule, alias, dense)
         model.set_submodule(alias, replacement)
+        keep_layers(model, alias, undo)
     if verify:
         if step.site.mlp is None or step.site.mlp.chain:
             inputs, outputs = _enough(step.site, step.site.input_shape), _enough(step.site, step.site.output_shape)

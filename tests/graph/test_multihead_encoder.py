@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.graph.multihead import FLAGS, HEADS, WIDTH, binary_core, opened_in, sequences
+from tests.pico import LINEAR, convert, recipe
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +116,22 @@ def test_a_converted_encoder_compiles_as_one_graph(converted: nn.TransformerEnco
     x = sequences()[0]
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), converted(x))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {**LINEAR, "match": {"path": "linear*"}, "options": {"activation_bits": 8}},
+        {"match": {"path": "linear*"}, "operator": "adder_linear", "options": {"norm": "insert"}},
+    ],
+    ids=["fixed-point inputs", "adders"],
+)
+@torch.no_grad()
+def test_torchs_fast_path_does_not_multiply_by_the_weights_of_other_operators(rule: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(2, 5, 8)
+    convert(layer, recipe([rule]), x)
+    torch.backends.mha.set_fastpath_enabled(True)
+    found = layer(x)
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.testing.assert_close(found, layer(x))  # attention itself, which stays, may still round on its fast path
