@@ -27,6 +27,7 @@ from reparam.errors import CheckpointError, OptionError, RecipeError
 from reparam.graph.records import Plan
 from reparam.journal import Journal
 from reparam.models.build import build_spec
+from reparam.models.sources import split_source
 from reparam.models.spec import stamp
 from reparam.models.weights import load_weights
 from reparam.train.engine import pick_device
@@ -171,6 +172,9 @@ def _check(
     if not limit > 0:
         raise OptionError(f"limit {limit:g}: wanted more than 0 seconds")
     runs = [name for name in names if is_checkpoint(name)]
+    for name in names:
+        if name not in runs:
+            split_source(name)  # a mistyped run wants no recipe
     if len(runs) < len(names) and recipe is None:
         raise RecipeError(f"{next(n for n in names if n not in runs)}: nothing says how to convert it; give --recipe")
     if runs and (recipe is not None or sizes != [None] or overrides or weights != "none"):

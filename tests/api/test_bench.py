@@ -186,6 +186,7 @@ def test_a_run_is_measured_with_its_own_original(tmp_path: Path) -> None:
         ({"threads": 100_000}, OptionError, "threads 100000: wanted 1024 or fewer"),
         ({"device": "meta"}, TrainError, "nothing can be computed on meta here; say --device cpu"),
         ({"recipe": "deepshft-q"}, RecipeError, 'Did you mean "deepshift-q"'),
+        ({"models": "runs/nowhere", "recipe": None}, ModelError, "there is no such file or folder"),
         ({"models": ["resnet18", "resnt18"]}, ModelError, 'model "resnt18" is unknown'),
         ({"limit": 0.0}, OptionError, "limit 0: wanted more than 0 seconds"),
         ({"baselines": "openvno"}, OptionError, 'unknown baseline "openvno"'),
