@@ -71,3 +71,9 @@ class ExportError(ReparamError):
 
 class TrainError(ReparamError):
     """A training run that cannot go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, without its full stop."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__).rstrip(".")

@@ -109,7 +109,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Told by name: torch has a class for accelerators alone, and is not loaded by every verb."""
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "t allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+    )
 
 
 def _describe(error: OSError) -> str:

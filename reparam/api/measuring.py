@@ -33,7 +33,7 @@ class Measuring:
         """Reads what a user asked for; threads are by default those of torch.
 
         Raises:
-            OptionError: a batch size or a number of threads below 1, more threads than a machine has, no batch size, or
+            OptionError: a batch size or a number of threads below 1, more threads than 1024, no batch size, or
                 an unknown baseline.
         """
         sizes = tuple(dict.fromkeys([batch_size] if isinstance(batch_size, int) else batch_size))

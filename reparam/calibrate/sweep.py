@@ -18,7 +18,7 @@ from reparam.calibrate.prefix import Prefix
 from reparam.calibrate.reconstruct import put_, reconstruct
 from reparam.calibrate.records import Calibration, CalibrationStep, LayerFit
 from reparam.calibrate.tune import gives, tune_block_
-from reparam.errors import DataError
+from reparam.errors import DataError, first_line
 from reparam.modes import evaluating
 from reparam.ops.binary_attention import BinaryLinearAttention
 from reparam.ops.fixed_point import FixedPoint
@@ -72,9 +72,9 @@ def _sweep(
     try:
         order = find_order(model, dense, batches[0], chosen=chosen)
     except Exception as error:  # whatever a forward raises for images that it does not take
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"calibration: the model does not run on images {tuple(images.shape)} of {images.dtype}: {reason}"
+            f"calibration: the model does not run on images {tuple(images.shape)} of {images.dtype}: "
+            f"{first_line(error)}"
         ) from error
     converted, original = Prefix(model, batches), Prefix(dense, batches)
     blocks = {target.block for target in order.targets} - {None} if tune_steps else set()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from reparam.errors import ModelError, ReparamError
+from reparam.errors import ModelError, ReparamError, first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,9 @@ def record_modules(model: nn.Module) -> Recorder:
         except ReparamError:
             raise
         except Exception as error:  # whatever a forward raises for what it does not take
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise ModelError(
-                f"{type(model).__name__} does not run on images {tuple(images.shape)} of {images.dtype}: {reason}"
+                f"{type(model).__name__} does not run on images {tuple(images.shape)} of {images.dtype}: "
+                f"{first_line(error)}"
             ) from error
         return Recording(logits=logits_of(answer), layers=layers)
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch.export import ExportedProgram
 
 from reparam.compare.onnx_layers import SCOPES, record_onnx
-from reparam.errors import ExportError
+from reparam.errors import ExportError, first_line
 from reparam.exporting.base import Sample, export_format
 from reparam.exporting.engine_check import Engine
 from reparam.exporting.forms import Dialect
@@ -23,7 +23,6 @@ from reparam.exporting.program_format import ProgramFormat, ProgramOptions
 from reparam.models.onnx_file import open_onnx
 from reparam.models.openvino import import_openvino
 from reparam.models.preparation import KEY, write_preparation
-from reparam.models.pt2_file import first_line
 
 #: What torch's exporter writes.
 _OLDEST, _NEWEST = 18, 23

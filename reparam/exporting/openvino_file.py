@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reparam.errors import ModelError
+from reparam.errors import ModelError, first_line
 from reparam.models.model_file import ModelFile
 from reparam.models.openvino import import_openvino
-from reparam.models.pt2_file import first_line
 
 
 class OpenVinoModel(ModelFile):

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from reparam.errors import ExportError
-from reparam.models.pt2_file import first_line
+from reparam.errors import ExportError, first_line
 
 #: Not one, which torch would take as special.
 _TRACED = 2

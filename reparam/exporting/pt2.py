@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
 
 from reparam.compare.pt2_layers import record_pt2
-from reparam.errors import ExportError, ModelError
+from reparam.errors import ExportError, ModelError, first_line
 from reparam.exporting.base import Sample, export_format
 from reparam.exporting.engine_check import Engine
 from reparam.exporting.forms import Dialect
@@ -21,7 +21,7 @@ from reparam.exporting.program_format import ProgramFormat, ProgramOptions
 from reparam.kernels.native import find_compiler
 from reparam.models.model_file import ModelFile
 from reparam.models.preparation import KEY, write_preparation
-from reparam.models.pt2_file import first_line, open_pt2
+from reparam.models.pt2_file import open_pt2
 
 #: The name that readers look for in a package where none is given.
 _MODEL = "model"

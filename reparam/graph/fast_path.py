@@ -6,9 +6,6 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-#: What torch asks of a layer before it fuses it; 0 for an activation that it cannot fuse.
-_IS_FUSIBLE = "activation_relu_or_gelu"
-
 
 def keep_padding(model: nn.Module, part: nn.Module, undo: ExitStack) -> None:
     """Stops encoders around `part` from packing padded tokens into nested tensors; leaves in `undo` what undoes it."""
@@ -22,8 +19,8 @@ def keep_layers(model: nn.Module, path: str, undo: ExitStack) -> None:
     """Lets an encoder layer that holds `path` call its layers: fused, it reads their weights and multiplies."""
     owner = model.get_submodule(path.rpartition(".")[0])
     if isinstance(owner, nn.TransformerEncoderLayer):
-        undo.callback(setattr, owner, _IS_FUSIBLE, getattr(owner, _IS_FUSIBLE))
-        setattr(owner, _IS_FUSIBLE, 0)
+        undo.callback(setattr, owner, "activation_relu_or_gelu", owner.activation_relu_or_gelu)
+        owner.activation_relu_or_gelu = 0  # for torch, an activation that it cannot fuse
         keep_padding(model, owner, undo)
 
 

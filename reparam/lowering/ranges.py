@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam.errors import BackendError
+from reparam.errors import BackendError, first_line
 from reparam.modes import evaluating
 from reparam.ops.adder_layer import AdderLayer
 from reparam.ops.shift_layer import ShiftLayer
@@ -39,8 +39,7 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
         with evaluating(model):
             model(*inputs)
     except Exception as error:  # whatever a forward raises for what it does not take
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise BackendError(f"calibration: the model does not run on these inputs: {reason}") from error
+        raise BackendError(f"calibration: the model does not run on these inputs: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from reparam.errors import ModelError
+from reparam.errors import ModelError, first_line
 from reparam.models.model_file import ModelFile, refuse_no_file
 from reparam.models.preparation import KEY, read_preparation
 
@@ -84,12 +84,6 @@ def _without_tracebacks() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, without its full stop."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__).rstrip(".")
 
 
 def _input_of(program: ExportedProgram, *, where: str) -> Tensor:
