@@ -1,9 +1,10 @@
 """The processes of a distributed launch, and what they do together; without a launch there is only one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -39,6 +40,13 @@ def sum_over_processes_(values: Tensor) -> Tensor:
     if _is_initialised() and values.numel():
         dist.all_reduce(values)
     return values
+
+
+@torch.no_grad()
+def broadcast_from_main_(tensors: Iterable[Tensor]) -> None:
+    """Gives every process the main one's values, in place; nothing to do for one process."""
+    for tensor in tensors if _is_initialised() else ():
+        dist.broadcast(tensor, src=0)
 
 
 @contextmanager

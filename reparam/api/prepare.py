@@ -21,6 +21,7 @@ from reparam.recipe.schema import Recipe
 from reparam.recipe.settings import TrainSettings
 from reparam.train.engine import check_backend, pick_device
 from reparam.train.resident import check_augmentation
+from reparam.train.sharding import check_sharding
 from reparam.train.splits import check_folders
 from reparam.train.trackers import check_trackers
 
@@ -76,6 +77,7 @@ def prepare(
 def _check(settings: TrainSettings) -> None:
     """Raises OptionError for what this machine or this way of training cannot do, before anything is replaced."""
     check_trackers(tracker_names(settings.log_with))
+    check_sharding(settings)
     if settings.in_memory:
         check_augmentation(settings)
     if settings.torchcompile is not None:

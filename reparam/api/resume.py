@@ -20,10 +20,10 @@ from reparam.recipe.settings import TrainSettings
 from reparam.train.evaluate import Evaluation
 
 FINETUNE_NAME, RECOVERY = "finetune.json", "recovery"
-#: What changes nothing about the weights that come out.
+#: What changes nothing about the weights that come out; `fsdp` at most how sums are rounded.
 _FREE = frozenset({
     "workers", "validation_batch_size", "log_interval", "log_with", "recovery_interval", "checkpoint_hist",
-    "max_bad_images",
+    "max_bad_images", "fsdp",
 })  # fmt: skip
 
 

@@ -103,6 +103,9 @@ class TrainSettings:
     amp_dtype: str = setting("bfloat16", "Autocast type: bfloat16 or float16.")
     channels_last: bool = setting(False, "Keep images and convolutions channels-last.")
     grad_checkpointing: bool = setting(False, "Recompute activations in backward to save memory.")
+    fsdp: bool = setting(
+        False, "Share parameters, gradients and optimiser states out over the processes instead of copying them."
+    )
     torchcompile: str | None = setting(None, "Compile the model for training with this backend, such as inductor.")
     workers: int = setting(2, "Loader processes.", short="j")
     log_interval: int = setting(50, "Steps between two refreshed progress figures.")

@@ -12,11 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from reparam.errors import OptionError, TrainError
-from reparam.processes import is_launched
+from reparam.processes import broadcast_from_main_, is_launched
 from reparam.recipe.settings import TrainSettings
 from reparam.suggest import did_you_mean
+from reparam.train.sharding import is_sharded
 from reparam.train.step_gradients import StepGradients
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -31,6 +34,8 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the model's logits (B, K) of images (B, C, H, W)."""
+        if is_sharded(self.model):  # whose buffers are whole and would drift apart; DDP does the same
+            broadcast_from_main_(self.model.buffers())
         logits: Tensor = self.model(images)
         return logits
 
@@ -42,9 +47,11 @@ class Engine:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainSettings, *, device: torch.device
     ) -> None:
         self.accelerator = _accelerator(settings, device)
-        self._clip = settings.clip_grad
+        self._model, self._clip = model, settings.clip_grad
         self._gradients = StepGradients.of(model)
-        self.student, self.optimizer = self.accelerator.prepare(Student(model), optimizer)
+        # What is sharded is not to be copied to each process (DDP): Accelerate calls that evaluation mode.
+        self.student = self.accelerator.prepare_model(Student(model), evaluation_mode=is_sharded(model))
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         if settings.torchcompile is not None:
             self.student = _compiled(self.student, settings.torchcompile)
 
@@ -61,6 +68,8 @@ class Engine:
 
     def accumulation(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Around each micro-batch: only the last one of a step exchanges gradients with other processes."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(is_last)
         return nullcontext() if is_last else self.accelerator.no_sync(self.student)
 
     def backward(self, loss: Tensor) -> None:
@@ -71,8 +80,10 @@ class Engine:
         """Clips the gradient and returns its norm before; None where nothing is clipped, or a scaler judges it."""
         if self._clip is None:
             return None
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(self._gradients.others, self._clip)  # which unscales
-        return norm if self.scaler is None else None
+        norm: Tensor = self.accelerator.clip_grad_norm_(self._gradients.others, self._clip)  # which unscales
+        if self.scaler is not None:
+            return None
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def step(self) -> None:
         """Gives the gradients that want it a norm of their own, steps the optimiser, clears the gradients."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from reparam.train.data import Batches, read_batches
 from reparam.train.model_clock import ModelClock
 from reparam.train.per_class import ClassResult, class_results, count_confusion_, empty_confusion
 from reparam.train.routing import RoutingRecorder, mult_shares
+from reparam.train.sharding import InStep
 
 #: Quantile of the standard normal for a two-sided 95 % interval.
 _Z95 = 1.959963984540054
@@ -88,8 +89,12 @@ def evaluate_model(
     clock, start = ModelClock(device), time.perf_counter()
     try:
         # Not inference mode: what a model caches on the way (position tables) must stay usable in training.
-        with evaluating(model), torch.no_grad(), RoutingRecorder(model) as recorder:
-            totals = _count(model, batches, device, recorder=recorder, clock=clock, has_confusion=classes is not None)
+        turns = InStep(model, read_batches(batches, device=device), device=device)
+        with evaluating(model), torch.no_grad(), turns, RoutingRecorder(model) as recorder:
+            limit, has_confusion = evaluation_sample_limit(batches), classes is not None
+            totals = _count(
+                model, turns, device, limit=limit, recorder=recorder, clock=clock, has_confusion=has_confusion
+            )
     except IndexError as error:
         if not str(error).startswith("Target"):
             raise
@@ -126,17 +131,18 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
 
 def _count(
     model: nn.Module,
-    batches: Batches,
+    batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     *,
+    limit: int | None,
     recorder: RoutingRecorder,
     clock: ModelClock,
     has_confusion: bool,
 ) -> Totals:
     evaluator: Any = ClassificationEvaluator(device)
     confusion = empty_confusion(0, device=device)
-    left = evaluation_sample_limit(batches)
-    for images, targets in read_batches(batches, device=device):
+    left = limit
+    for images, targets in batches:
         with clock.measure(len(images)):
             logits = model(images)
         if left is not None:  # a distributed sampler repeats images to fill its last batches

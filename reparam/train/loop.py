@@ -32,6 +32,7 @@ from reparam.train.randomness import Draw, seed_generators
 from reparam.train.regime import apply_regime_, average_norms_, make_mixup
 from reparam.train.routing import RoutingRecorder, trains_routers
 from reparam.train.schedule import make_schedule
+from reparam.train.sharding import WholeModel, gathered, load_state_, shard_
 from reparam.train.state import History, Keep, TrainState
 
 _NO_BATCH = "the training split gives no full batch; pass a smaller --batch-size"
@@ -92,7 +93,13 @@ class Trainer:
             student=model,
             feature_points=feature_points,
         )
-        self.ema = ModelEmaV3(model, decay=settings.model_ema_decay, use_warmup=True) if settings.model_ema else None
+        self.ema = _average_of(model, settings) if settings.model_ema else None
+        self._whole: WholeModel | None = None
+        if settings.fsdp:
+            self._whole = WholeModel(model)
+            shard_(model)
+            if self.ema is not None:
+                shard_(self.ema.module)
         optimizer = make_optimizer(model, settings)
         self.schedule = make_schedule(optimizer, settings, micro_batches=len(loaders.train))
         self.engine = Engine(model, optimizer, settings, device=device)
@@ -118,7 +125,7 @@ class Trainer:
         """
         try:
             for name, part in self._parts().items():
-                part.load_state_dict(state.parts[name])
+                load_state_(part, state.parts[name])
             self.meter.load_state(state.figures["meter"])
             self.recorder.load_state(state.figures["routing"] if is_main() else {})
         except (KeyError, RuntimeError, ValueError) as error:
@@ -280,7 +287,8 @@ class Trainer:
 
     def _not_finite(self, loss: Tensor, norm: Tensor | None, micro_batches: list[MicroBatch]) -> str:
         what = f"the loss is {loss.item()}" if norm is None or not loss.isfinite() else f"the gradient is {norm.item()}"
-        causes = (self._cause(images, labels) for images, labels in micro_batches)
+        model = self._in_one_piece(self.model).to(self.device)
+        causes = (self._cause(model, images, labels) for images, labels in micro_batches)
         cause = next((f"; {cause}" for cause in causes if cause), "")
         return (
             f'stage "{self.stage}", epoch {self.epoch}, step {self.step + 1}: {what}, so training cannot go on{cause}. '
@@ -288,10 +296,16 @@ class Trainer:
             f"(clip_grad is {self.settings.clip_grad})."
         )
 
-    def _cause(self, images: Tensor, labels: Tensor) -> str | None:
+    def _cause(self, model: nn.Module, images: Tensor, labels: Tensor) -> str | None:
         """What is first not finite when a micro-batch is run again, if anything is."""
+
+        def loss(logits: Tensor) -> Tensor:
+            return self.objective(logits, images, labels).total
+
+        # The objective hears the features of the model in training alone.
+        has_loss = model is self.model or not self.settings.feature_loss_weight
         with self.engine.autocast():
-            return first_nonfinite(self.model, images, loss=lambda logits: self.objective(logits, images, labels).total)
+            return first_nonfinite(model, images, loss=loss if has_loss else None)
 
     def _keep_on_the_way(self) -> None:
         """Keeps the state within an epoch: every so many steps, and before giving way to Ctrl-C."""
@@ -306,8 +320,10 @@ class Trainer:
         """Hands the state over; every process takes part, for the figures of all are in it."""
         assert self.history is not None
         figures = {"meter": self.meter.state(), "routing": self.recorder.state()}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        if self._whole is not None:
+            parts = gathered(parts, is_wanted=self.keep is not None)
         if self.keep is not None:
-            parts = {name: part.state_dict() for name, part in self._parts().items()}
             self.keep(
                 TrainState(
                     stage=self.stage,
@@ -335,8 +351,13 @@ class Trainer:
             return evaluate_model(self.kept_model, self.loaders.val, self.device)
 
     def _save(self, *, is_best: bool) -> None:
+        model = self._in_one_piece(self.kept_model, is_wanted=self.save is not None)
         if self.save is not None:
-            self.save(self.kept_model, is_best=is_best)
+            self.save(model, is_best=is_best)
+
+    def _in_one_piece(self, model: nn.Module, *, is_wanted: bool = True) -> nn.Module:
+        """A model that can be saved or run by one process alone; all must ask for it together."""
+        return model if self._whole is None else self._whole.of(model, is_wanted=is_wanted)
 
 
 def _groups(batches: Iterable[MicroBatch], size: int) -> Iterator[list[MicroBatch]]:
@@ -349,6 +370,11 @@ def _groups(batches: Iterable[MicroBatch], size: int) -> Iterator[list[MicroBatc
             group = []
     if group:
         yield group
+
+
+def _average_of(model: nn.Module, settings: TrainSettings) -> ModelEmaV3:
+    # Slices and whole buffers do not mix in an operation over all tensors at once.
+    return ModelEmaV3(model, decay=settings.model_ema_decay, use_warmup=True, foreach=not settings.fsdp)
 
 
 def _is_finite(loss: Tensor, norm: Tensor | None) -> bool:
