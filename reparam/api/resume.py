@@ -53,8 +53,9 @@ class Finetuning(Frozen):
 
 def request_of(recipe: Recipe, data: DataSettings, resolved: Mapping[str, TrainSettings]) -> dict[str, Any]:
     """Everything that decides which weights come out: recipe, rules, data, each stage's settings, processes."""
+    free = _FREE - {"workers"} if data.is_stream else _FREE  # loader processes share a stream out
     stages = {
-        name: {key: _plain(value) for key, value in asdict(settings).items() if key not in _FREE}
+        name: {key: _plain(value) for key, value in asdict(settings).items() if key not in free}
         for name, settings in resolved.items()
     }
     return {

@@ -14,7 +14,11 @@ class DataSettings:
     """Where images come from and how they are prepared; None or an empty text leaves the choice to the model."""
 
     data_dir: str | None = setting(None, "Folder of the data set; for hfds/ the folder where downloads are kept.")
-    dataset: str = setting("", "Kind and name: empty for an image folder, hfds/NAME-or-FOLDER, torch/NAME.")
+    dataset: str = setting(
+        "",
+        "Kind and name: empty for an image folder, hfds/NAME-or-FOLDER, torch/NAME; as streams "
+        "hfids/NAME-or-FOLDER, wds/.",
+    )
     train_split: str = setting("train", "Name of the training split, or its folder inside the data folder.")
     val_split: str = setting("validation", "Name of the evaluation split, or its folder inside the data folder.")
     dataset_download: bool = setting(False, "Download a torch/ data set that is not there yet.")
@@ -29,6 +33,11 @@ class DataSettings:
     crop_pct: float | None = setting(None, "Share of the image that the centre crop of an evaluation image keeps.")
     mean: tuple[float, ...] | None = setting(None, "Mean of each channel, in [0, 1].")
     std: tuple[float, ...] | None = setting(None, "Standard deviation of each channel, in [0, 1].")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the images come in an order that cannot be sought."""
+        return self.dataset.lower().startswith(("hfids/", "tfds/", "wds/"))
 
 
 DATA_SETTING_NAMES: tuple[str, ...] = tuple(f.name for f in fields(DataSettings))

@@ -21,7 +21,7 @@ from reparam.errors import DataError, OptionError
 from reparam.processes import process_count, process_index
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.settings import TrainSettings
-from reparam.train.epochs import EpochLoader
+from reparam.train.epochs import EpochLoader, StreamLoader
 from reparam.train.order import EpochOrder
 from reparam.train.resident import Resident, ResidentEvaluation, ResidentTraining, check_augmentation
 from reparam.train.splits import Split, check_classes, missing_classes, open_split
@@ -98,6 +98,7 @@ def make_loaders(
         channels=channels,
         is_training=True,
         seed=settings.seed,
+        batch_size=settings.batch_size,
         max_bad_images=settings.max_bad_images,
     )
     check_classes(train, num_classes=num_classes, is_mapped=is_mapped)
@@ -234,8 +235,7 @@ def _train_loader(
     if settings.crop_padding:
         _crop_from_padding_(split, image, settings)
     if isinstance(split.images, IterableDataset):
-        stream: Batches = loader
-        return stream
+        return StreamLoader(loader, seed=settings.seed)
     order = EpochOrder(len(split.images), seed=settings.seed, process=process_index(), processes=process_count())
     return EpochLoader(loader, order, batch_size=settings.batch_size, seed=settings.seed)
 

@@ -27,8 +27,7 @@ class EpochLoader:
         loader.batch_sampler.sampler = order
         self._loader, self._order, self._batch_size = loader, order, batch_size
         self._length = len(order) // batch_size
-        self._erasing = _PlacedErasing(loader.random_erasing, seed=seed) if loader.random_erasing else None
-        loader.random_erasing = self._erasing
+        self._erasing = _place_erasing_(loader, seed=seed)
 
     def begin(self, epoch: int, *, done: int = 0) -> None:
         """Makes the next iteration that of `epoch`, without its first `done` batches."""
@@ -47,6 +46,46 @@ class EpochLoader:
     def __len__(self) -> int:
         """The batches of a whole epoch; the rest that fills no batch is left out, another one in each epoch."""
         return self._length
+
+
+class StreamLoader:
+    """timm's prefetching loader of a `StreamReader`'s images: an epoch is begun anywhere by reading up to there.
+
+    Args:
+        loader: made by timm's `create_loader` for training.
+        seed: of the run.
+    """
+
+    def __init__(self, loader: Any, *, seed: int) -> None:
+        self._loader, self._done = loader, 0
+        self._erasing = _place_erasing_(loader, seed=seed)
+
+    def begin(self, epoch: int, *, done: int = 0) -> None:
+        """Makes the next iteration that of `epoch`, without its first `done` batches."""
+        self._loader.dataset.set_epoch(epoch)
+        self._done = done
+        if self._erasing is not None:
+            self._erasing.begin(epoch, 0)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return itertools.islice(self._loader, self._done, None)
+
+    def unreadable(self) -> tuple[str, ...]:
+        """None: a webdataset's reader passes over such images with a warning, the others end the run."""
+        return ()
+
+    def __len__(self) -> int:
+        """The batches of a whole epoch."""
+        return len(self._loader)
+
+
+def _place_erasing_(loader: Any, *, seed: int) -> "_PlacedErasing | None":
+    """Makes a loader's random erasing, if it has any, draw from the batch's place."""
+    if not loader.random_erasing:
+        return None
+    loader.random_erasing = _PlacedErasing(loader.random_erasing, seed=seed)
+    placed: _PlacedErasing = loader.random_erasing
+    return placed
 
 
 class _PlacedErasing:
@@ -77,7 +116,7 @@ class Seekable(Protocol):
 
 
 def open_epoch(batches: Iterable[MicroBatch], epoch: int, *, done: int) -> Iterable[MicroBatch]:
-    """The batches of an epoch after the first `done`; a stream, which cannot be sought, is read up to there."""
+    """The batches of an epoch after the first `done`; other loaders than ours are read up to there."""
     if isinstance(batches, Seekable):
         batches.begin(epoch, done=done)
         return batches

@@ -14,6 +14,7 @@ from reparam.errors import DataError
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.order import Place
 from reparam.train.randomness import Draw, seed_generators
+from reparam.train.streams import open_stream, without_hints_about_info_files
 
 _SYNONYMS: tuple[tuple[str, ...], ...] = (("train", "training"), ("validation", "valid", "val", "evaluation", "eval"))
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -99,6 +100,7 @@ def open_split(
     is_root_allowed: bool = False,
     classes: Mapping[str, int] | None = None,
     seed: int = 0,
+    batch_size: int = 1,
     max_bad_images: int = 0,
 ) -> Split:
     """Opens one split.
@@ -110,7 +112,8 @@ def open_split(
         is_training: shuffles a streamed data set.
         is_root_allowed: an image folder without any split folder is then itself the split.
         classes: names to indices, in place of the data set's own.
-        seed: of the augmentation.
+        seed: of the augmentation, and of a stream's shuffle.
+        batch_size: of a training process; an epoch of a stream is rounded up to whole batches.
         max_bad_images: of training images.
     Raises:
         DataError: nothing there, nothing in it, or nothing that can be read.
@@ -130,16 +133,19 @@ def open_split(
         "input_img_mode": mode,
         "input_key": data.input_key,
         "target_key": data.target_key,
+        **({"seed": seed, "batch_size": batch_size} if data.is_stream else {}),
     }
     try:
-        source = create_dataset(data.dataset, **options)
+        with without_hints_about_info_files():
+            source = create_dataset(data.dataset, **options)
     except Exception as error:  # any reader of any library may be behind the name; the user needs one sentence
         raise DataError(
             f"{where}: cannot be opened as a data set: {_first_line(error)}{_advice(data, error)}"
         ) from error
     names = _class_index(source)
     if isinstance(source, IterableImageDataset):
-        return Split(images=source, classes=names, where=where)
+        stream = open_stream(source, seed=seed if is_training else None, where=where)
+        return Split(images=stream, classes=names, where=where)
     if not len(source):
         raise DataError(f"{where}: the split has no images")
     samples = Samples(source, mode=mode, where=where, seed=seed, max_bad=max_bad_images)
@@ -171,6 +177,8 @@ def missing_classes(train: Split, val: Split) -> tuple[str, ...]:
 
 def _root(data: DataSettings, split: str, *, is_root_allowed: bool) -> tuple[str | None, str]:
     """The folder to read and the words for messages; only image folders are looked at here."""
+    if data.dataset.lower().startswith("wds/") and not data.data_dir:
+        raise DataError("wds/ reads the shards that --train-split and --val-split name from --data-dir; give that, too")
     if data.dataset:
         return data.data_dir, f"{data.dataset} ({split})"
     if not data.data_dir:
@@ -206,12 +214,16 @@ def _class_index(source: Any) -> Mapping[str, int]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].removesuffix(".") if lines else type(error).__name__
 
 
 def _advice(data: DataSettings, error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return ". Install what it needs, for hfds/ the package datasets."
+    if isinstance(error, ImportError) or "install webdataset" in str(error):
+        return ". Install what it needs: pip install 'reparam[data]'."
+    if "num_samples" in str(error):
+        return ". Say how many images a stream has, with --train-num-samples and --val-num-samples."
+    if data.dataset.lower().startswith("wds/"):
+        return ". Name the shards, as in --train-split 'train-{0000..0099}.tar'."
     if data.dataset.lower().startswith("torch/") and not data.dataset_download:
         return ". Pass --dataset-download to fetch it."
     return ""
