@@ -8,6 +8,7 @@ from reparam.api.prepare import prepare
 from reparam.api.run import Base
 from reparam.api.stage import find_teacher, start_stage
 from reparam.atomic import write_text
+from reparam.processes import is_main
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Recipe
 from reparam.reporting.figure import NO_MATPLOTLIB, can_draw
@@ -46,7 +47,7 @@ def find_lr(
     Raises:
         ReparamError: as `finetune`.
     """
-    told = progress or Silent()
+    told = progress if progress is not None and is_main() else Silent()
     run, resolved = prepare(
         source,
         recipe=recipe,
@@ -72,6 +73,8 @@ def find_lr(
     test = run_rate_test(
         model, loaders, settings=chosen, num_classes=run.num_classes, device=run.device, teacher=teacher
     )
+    if not is_main():
+        return test
     stem = run.folder / FIND_LR
     write_text(stem.with_suffix(".json"), test.model_dump_json(indent=2) + "\n")
     files = draw_rate_test(test, stem) if can_draw() else ()

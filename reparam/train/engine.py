@@ -4,6 +4,8 @@ Accelerate changes the `forward` of whatever it prepares. A thin container is pr
 model that is saved, averaged and evaluated stays as it was, under DDP and autocast too.
 """
 
+import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,6 +24,14 @@ from reparam.suggest import did_you_mean
 from reparam.train.sharding import is_sharded
 from reparam.train.step_gradients import StepGradients
 
+#: What `accelerate launch` passes on of its own settings, the values that change nothing, and what to say instead.
+_LAUNCHER_SETTINGS = {
+    "ACCELERATE_MIXED_PRECISION": ("no", "say --amp and --amp-dtype"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "say --torchcompile"),
+    "ACCELERATE_USE_FSDP": ("false", "say --fsdp"),
+    "ACCELERATE_USE_DEEPSPEED": ("false", "say --fsdp"),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", "say --fsdp"),
+}
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -95,10 +105,15 @@ class Engine:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Returns the named device, or CUDA where there is one, else the CPU; raises TrainError when it is not there.
+    """Returns the named device, or CUDA where there is one, else the CPU.
 
     Under a distributed launch each process gets a device of that kind for itself, and they find each other here.
+
+    Raises:
+        TrainError: no such device.
+        OptionError: settings of `accelerate launch` that are ours to make.
     """
+    _refuse_launcher_settings()
     if is_launched():
         return _own_device(name)
     if name is None:
@@ -123,7 +138,19 @@ def _refuse_unusable(device: torch.device) -> None:
         raise TrainError(f"nothing can be computed on {device} here; say --device cpu") from error
 
 
+def _refuse_launcher_settings() -> None:
+    for name, (nothing, instead) in _LAUNCHER_SETTINGS.items():
+        value = os.environ.get(name, nothing)
+        if value.lower() != nothing:
+            raise OptionError(
+                f"accelerate launch sets {name}={value}, which is a setting of the training here: turn it off there "
+                f"(its flags, or accelerate config) and {instead}"
+            )
+
+
 def _own_device(name: str | None) -> torch.device:
+    # DDP says so of depthwise weights, whose axis of length 1 may have any stride.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if name not in (None, "cpu", "cuda"):
         raise TrainError(f"--device {name}: several processes take a device each; say cpu, cuda, or nothing")
     device: torch.device = PartialState(cpu=name == "cpu").device
