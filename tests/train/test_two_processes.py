@@ -1,4 +1,4 @@
-"""Two gloo processes train like one whose batches are twice as large."""
+"""Two gloo processes train like one whose batches are twice as large, with copies of the model and with slices."""
 
 import csv
 import json
@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import reparam
 from reparam.api.convert import convert
 from tests.train.pico import draw_folder
 
@@ -18,8 +20,10 @@ import json, sys
 import reparam
 options = json.loads(sys.argv[1])
 data = reparam.DataSettings(**options.pop("data"))
-result = reparam.finetune(options.pop("source"), data=data, device="cpu", **options)
-print(json.dumps([[stage.best.images, stage.best.mult_share] for stage in result.stages]))
+source, settings = options.pop("source"), options.pop("settings")
+for out, change in options.pop("runs").items():
+    result = reparam.finetune(source, data=data, device="cpu", settings={**settings, **change}, out=out, **options)
+    print(json.dumps([[stage.best.images, stage.best.mult_share] for stage in result.stages]))
 """
 # Noise is what each process draws for itself, and there are no batch norms.
 OVERRIDES = ["stage.1.rule.3.router_noise=0.0", "stage.1.rule.3.router_init=normal"]
@@ -33,8 +37,8 @@ def environment(process: int, processes: int, port: int) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **(own if processes > 1 else {"OMP_NUM_THREADS": "1"})}
 
 
-def launch(processes: int, options: dict[str, object]) -> list[str]:
-    """Runs the script in every process and returns what each printed last."""
+def launch(processes: int, options: dict[str, object]) -> list[list[str]]:
+    """Runs the script in every process and returns the lines that each printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -50,7 +54,7 @@ def launch(processes: int, options: dict[str, object]) -> list[str]:
     ]
     outputs = [process.communicate(timeout=240) for process in started]
     assert all(process.returncode == 0 for process in started), outputs
-    return [out.splitlines()[-1] for out, _ in outputs]
+    return [out.splitlines() for out, _ in outputs]
 
 
 def losses(run: Path) -> list[list[float]]:
@@ -74,16 +78,24 @@ def test_two_processes_follow_the_loss_curve_of_one_with_twice_the_batch(tmp_pat
         "data": {"data_dir": str(images), "mean": [0.5], "std": [0.5], "train_interpolation": "bilinear"},
         **shape,
     }
-    printed = {}
-    for processes in (1, 2):
-        settings = {**SETTINGS, "batch_size": 12 // processes}
-        printed[processes] = launch(
-            processes, {**common, "settings": settings, "out": str(tmp_path / f"run-{processes}")}
-        )
-    one, two = (losses(tmp_path / f"run-{processes}") for processes in (1, 2))
-    assert len(one) == len(two) == 4
-    for row, other in zip(one, two, strict=True):
-        assert other == pytest.approx(row, rel=1e-4, abs=1e-4)
+    copied, sharded = str(tmp_path / "copied"), str(tmp_path / "sharded")
+    one = {"settings": {**SETTINGS, "batch_size": 12}, "runs": {str(tmp_path / "one"): {}}}
+    two = {"settings": {**SETTINGS, "batch_size": 6}, "runs": {copied: {}, sharded: {"fsdp": True}}}
+    launch(1, {**common, **one})
+    first, second = launch(2, {**common, **two})
+    expected = losses(tmp_path / "one")
+    assert len(expected) == 4
+    for run in (copied, sharded):
+        for row, other in zip(expected, losses(Path(run)), strict=True):
+            assert other == pytest.approx(row, rel=1e-4, abs=1e-4)
     # An odd number of evaluation images: each is counted once, and both processes know the result.
-    assert printed[2][0] == printed[2][1]
-    assert [images for images, _ in json.loads(printed[2][0])] == [15, 15]
+    assert first == second
+    assert [[images for images, _ in json.loads(line)] for line in first] == [[15, 15], [15, 15]]
+    # What is left looks the same, and the sharded model loads like any other.
+    assert tree(Path(copied)) == tree(Path(sharded))
+    logits = [reparam.load(run)(torch.ones(1, 1, 8, 8)) for run in (copied, sharded)]
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+
+def tree(run: Path) -> list[str]:
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
