@@ -111,7 +111,8 @@ def _convert(
 
 def _check_same_model(folder: Path, model: str, shape: Mapping[str, Any]) -> None:
     found, wanted = read_record(folder).base.spec, resolve_subject(model, **shape).spec
-    if found != wanted:
+    # A trained run keeps how its images were prepared, which `check_request` compares.
+    if found.model_copy(update={"data": wanted.data, "pretrained_cfg": wanted.pretrained_cfg}) != wanted:
         raise CheckpointError(
             f"{folder}: holds a run of {found.name} that was made otherwise than {model} is asked for now, so it "
             "cannot be resumed. Choose another folder with --out, or leave --resume out to convert anew."
