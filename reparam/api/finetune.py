@@ -129,6 +129,11 @@ def _begin(run: Run, request: dict[str, Any], *, resume: Literal["auto"] | None,
         progress.message(f"{run.folder} was trained before; stages that are trained again begin anew and are replaced")
         return Finetuning(request=request)
     check_request(before.request, request, run=run.folder)
+    was, now = before.request["processes"], request["processes"]
+    if was != now:
+        progress.message(
+            f"begun by {was} process{'es' if was > 1 else ''}, goes on with {now}: its noise is another one"
+        )
     if before.stages:
         progress.message(f"already trained: {', '.join(stage.name for stage in before.stages)}")
     return before

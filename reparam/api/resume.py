@@ -85,8 +85,11 @@ def read_finetuning(run: Path) -> Finetuning | None:
 
 
 def check_request(before: Mapping[str, Any], now: Mapping[str, Any], *, run: Path) -> None:
-    """Raises CheckpointError, naming what differs, unless both ask for the same training."""
-    was, wanted = dict(_flat(before)), dict(_flat(now))
+    """Raises CheckpointError, naming what differs, unless both ask for the same training.
+
+    Another number of processes may go on with as many images in a step. A stream is shared out otherwise by them.
+    """
+    was, wanted = (_by_step(request) for request in (before, now))
     changed = [key for key in sorted(was.keys() | wanted.keys()) if was.get(key) != wanted.get(key)]
     if changed:
         listed = "\n".join(f"  {key}: was {was.get(key)!r}, is {wanted.get(key)!r}" for key in changed[:12])
@@ -94,6 +97,17 @@ def check_request(before: Mapping[str, Any], now: Mapping[str, Any], *, run: Pat
             f"{run}: cannot be resumed, because it was trained otherwise:\n{listed}\n"
             "Ask for the same again, or leave --resume out to begin anew."
         )
+
+
+def _by_step(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A request as a flat table, with the batches of all processes together in the place of each one's."""
+    flat = dict(_flat(request))
+    if DataSettings(dataset=flat["data.dataset"]).is_stream:
+        return flat
+    processes = flat.pop("processes")
+    for name in [key for key in flat if key.endswith(".batch_size") and not key.startswith("rules.")]:
+        flat[f"{name}, of all processes"] = processes * flat.pop(name)
+    return flat
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from reparam.api.finetune import FinetuneResult, finetune
+from reparam.api.resume import check_request
 from reparam.checkpoint.record import read_record
 from reparam.errors import CheckpointError, OptionError
 from reparam.recipe.data_settings import DataSettings
@@ -194,6 +195,18 @@ def test_a_drop_equal_to_the_gate_passes(data: DataSettings, tmp_path: Path) -> 
     result = train(tmp_path / "run", data, settings={"epochs": 1, "stop_if_top1_drop_above": 20.0})
     assert result.stopped is None
     assert result.kept == "experts"
+
+
+def test_another_number_of_processes_goes_on_with_as_many_images_in_a_step() -> None:
+    def request(processes: int, batch_size: int, dataset: str = "") -> dict[str, Any]:
+        stages = {"experts": {"batch_size": batch_size}}
+        return {"data": {"dataset": dataset}, "stages": stages, "processes": processes}
+
+    check_request(request(2, 6), request(1, 12), run=Path("run"))
+    with pytest.raises(CheckpointError, match="batch_size, of all processes: was 12, is 6"):
+        check_request(request(2, 6), request(1, 6), run=Path("run"))
+    with pytest.raises(CheckpointError, match="processes: was 2, is 1"):
+        check_request(request(2, 6, "wds/"), request(1, 12, "wds/"), run=Path("run"))
 
 
 @pytest.mark.parametrize("source", ["model", "run"])

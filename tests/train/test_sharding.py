@@ -19,7 +19,7 @@ from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders
 from reparam.train.loop import Trainer
-from reparam.train.sharding import check_sharding, is_sharded, units
+from reparam.train.sharding import check_sharding, is_sharded, shard_, units
 from reparam.train.state import TrainState
 from tests.train.gang import together
 from tests.train.loops import CPU, PLAIN, loaders
@@ -122,6 +122,14 @@ def faulty() -> nn.Module:
     return model
 
 
+def share() -> float:
+    """The share of the parameters' values that this process holds."""
+    model = pico_vit()
+    every = sum(parameter.numel() for parameter in model.parameters())
+    shard_(model)
+    return sum(parameter.to_local().numel() for parameter in model.parameters()) / every
+
+
 def few_images() -> Loaders:
     image = (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
     return Loaders(train=[image], val=[image] if process_index() == 0 else [])
@@ -146,6 +154,7 @@ def both(images: Path, alone: Trained) -> list[dict[str, Any]]:
             "adders": train(adder_net(), data, replace(SHARDED, epochs=1, grad_accum_steps=1)),
             "experts copied": train(Split(), bright_and_dark(), SETTINGS),
             "experts": train(Split(), bright_and_dark(), SHARDED),
+            "share": share(),
             "infinite": refusal(lambda: train(faulty(), data, SHARDED)),
             "few": refusal(lambda: train(pico_vit(), few_images(), SHARDED)),
         }
@@ -168,6 +177,11 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def test_a_sharded_model_follows_the_curve_of_one_process(alone: Trained, both: list[dict[str, Any]]) -> None:
     for process in both:
         assert process["vit"].losses == [pytest.approx(epoch, rel=1e-4) for epoch in alone.losses]
+
+
+def test_each_process_holds_half_of_the_values(both: list[dict[str, Any]]) -> None:
+    assert sum(process["share"] for process in both) == pytest.approx(1)
+    assert both[0]["share"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_it_is_saved_in_one_piece_and_by_the_first_process_alone(alone: Trained, both: list[dict[str, Any]]) -> None:
