@@ -90,8 +90,8 @@ def test_outputs_that_are_not_the_classes_are_told_with_both_numbers(tmp_path: P
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
-        ({"num_classes": 3}, "num_classes shape a model when it is made"),
-        ({"weights": "none"}, "weights shape a model when it is made"),
+        ({"num_classes": 3}, "num_classes shapes a model when it is made"),
+        ({"weights": "none"}, "weights shapes a model when it is made"),
         ({"device": "cuda"}, "run on the CPU; leave --device cuda out"),
         ({"img_size": 9}, "made for 8; leave --img-size out"),
     ],

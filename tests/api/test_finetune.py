@@ -284,7 +284,7 @@ def test_a_run_takes_other_fine_tuning_but_no_other_rules(
 
 
 def test_arguments_that_shape_a_model_are_refused_for_a_run(data: DataSettings, converted: FinetuneResult) -> None:
-    with pytest.raises(ModelError, match="num_classes shape a model when it is made"):
+    with pytest.raises(ModelError, match="num_classes shapes a model when it is made"):
         finetune(converted.out, data=data, num_classes=5, device=DEVICE)
 
 
