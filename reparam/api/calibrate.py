@@ -109,7 +109,7 @@ def calibrated_(
     singular = [fit for fit in found.layers if fit.damping > DAMPING]
     if singular:
         logger.warning(
-            "%d layers see inputs that depend on each other, so their Hessian was damped more (%s: %.3g of its "
+            "inputs of %d layers depend on each other, so their Hessian was damped more (%s: %.3g of its "
             "diagonal); more images may help",
             len(singular),
             singular[0].path,

@@ -38,6 +38,8 @@ def check_recipe(source: str | Path | Recipe, *, overrides: Sequence[str] = ()) 
         RecipeError: the recipe cannot be found or read, or else every fault in it, one line each, such as
             `my.toml, stage 0, rule 2: unknown operator "shift_liner". Did you mean "shift_linear"?`
     """
+    if isinstance(overrides, str):  # whose letters would be read one by one
+        raise RecipeError(f"overrides must be a list of changes, such as [{overrides!r}], got one text")
     recipe = load_recipe(source, overrides=overrides)
     label = recipe_label(source)
     faults = [

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from reparam.copying import meta_copy, to_meta
-from reparam.errors import ModelError
+from reparam.errors import ModelError, first_line
 from reparam.trace.layouts import run
 from reparam.trace.record import ModuleCall, Op, Ref, Trace
 from reparam.trace.values import (
@@ -173,7 +173,7 @@ def probe(
     except Exception as error:
         if not needs_values(error):
             raise ModelError(_cannot_run(model, args, error)) from error
-        reason = _first_line(error)
+        reason = first_line(error)
     duplicate = with_values(model).train(training)
     try:
         trace = _record(duplicate, arguments_with_values(given, like=duplicate), original or model)
@@ -199,10 +199,6 @@ def _record(model: nn.Module, args: tuple[Any, ...], original: nn.Module) -> Tra
 def _cannot_run(model: nn.Module, args: tuple[Any, ...], error: Exception) -> str:
     shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args)
     return (
-        f"{type(model).__name__} cannot run on the example input {shapes}: {_first_line(error)}. "
+        f"{type(model).__name__} cannot run on the example input {shapes}: {first_line(error)}. "
         "Pass an example input that the model takes."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
-from reparam.errors import DataError
+from reparam.errors import DataError, first_line
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.order import Place
 from reparam.train.randomness import Draw, seed_generators
@@ -140,7 +140,7 @@ def open_split(
             source = create_dataset(data.dataset, **options)
     except Exception as error:  # any reader of any library may be behind the name; the user needs one sentence
         raise DataError(
-            f"{where}: cannot be opened as a data set: {_first_line(error)}{_advice(data, error)}"
+            f"{where}: cannot be opened as a data set: {first_line(error)}{_advice(data, error)}"
         ) from error
     names = _class_index(source)
     if isinstance(source, IterableImageDataset):
@@ -210,11 +210,6 @@ def _split_folder(root: Path, split: str, *, is_root_allowed: bool) -> Path:
 def _class_index(source: Any) -> Mapping[str, int]:
     index = getattr(getattr(source, "reader", source), "class_to_idx", None)
     return dict(index) if index else {}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].removesuffix(".") if lines else type(error).__name__
 
 
 def _advice(data: DataSettings, error: Exception) -> str:

@@ -83,3 +83,10 @@ def test_the_list_names_each_shipped_recipe_with_its_file() -> None:
     entry = next(entry for entry in list_recipes() if entry.name == "shiftaddvit")
     assert entry.paper == "arXiv:2306.06446"
     assert entry.summary.endswith(".")
+
+
+def test_overrides_in_one_text_are_not_read_letter_by_letter() -> None:
+    with pytest.raises(
+        RecipeError, match=r"a list of changes, such as \['stage.0.rule.0.bits=4'\], got one text"
+    ):
+        check_recipe("shift-ptq", overrides="stage.0.rule.0.bits=4")
