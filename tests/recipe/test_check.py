@@ -86,7 +86,5 @@ def test_the_list_names_each_shipped_recipe_with_its_file() -> None:
 
 
 def test_overrides_in_one_text_are_not_read_letter_by_letter() -> None:
-    with pytest.raises(
-        RecipeError, match=r"a list of changes, such as \['stage.0.rule.0.bits=4'\], got one text"
-    ):
+    with pytest.raises(RecipeError, match=r"a list of changes, such as \['stage.0.rule.0.bits=4'\], got one text"):
         check_recipe("shift-ptq", overrides="stage.0.rule.0.bits=4")
