@@ -2,8 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from reparam.errors import ModelError, first_line
+from reparam.logs import hushed
 from reparam.models.model_file import ModelFile, refuse_no_file
 from reparam.models.preparation import KEY, read_preparation
 
@@ -64,7 +64,7 @@ def open_pt2(path: str | Path) -> Pt2Model:
     refuse_no_file(path, where=str(path))
     try:
         notes = {KEY: ""}
-        with _without_tracebacks():
+        with hushed("torch.export", below=logging.CRITICAL):
             program = torch.export.load(path, extra_files=notes)
     except Exception as error:  # whatever unpacking bytes of any kind raises
         raise ModelError(
@@ -72,18 +72,6 @@ def open_pt2(path: str | Path) -> Pt2Model:
             "version of torch."
         ) from error
     return Pt2Model(program, where=str(path), preparation=read_preparation(notes[KEY]))
-
-
-@contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """torch logs the whole traceback of a file that it cannot read before it raises."""
-    logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _input_of(program: ExportedProgram, *, where: str) -> Tensor:

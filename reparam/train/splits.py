@@ -1,5 +1,6 @@
 """Splits of a data set, opened through timm: folders checked, classes compared with the model, bad images named."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
 from reparam.errors import DataError, first_line
+from reparam.logs import hushed
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.order import Place
 from reparam.train.randomness import Draw, seed_generators
-from reparam.train.streams import open_stream, without_hints_about_info_files
+from reparam.train.streams import open_stream
 
 _SYNONYMS: tuple[tuple[str, ...], ...] = (("train", "training"), ("validation", "valid", "val", "evaluation", "eval"))
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -136,7 +138,8 @@ def open_split(
         **({"seed": seed, "batch_size": batch_size} if data.is_stream else {}),
     }
     try:
-        with without_hints_about_info_files():
+        # It warns of a webdataset without `info.json`, which helps nobody who names the shards.
+        with hushed("timm.data.readers.reader_wds", below=logging.ERROR):
             source = create_dataset(data.dataset, **options)
     except Exception as error:  # any reader of any library may be behind the name; the user needs one sentence
         raise DataError(

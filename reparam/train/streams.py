@@ -4,9 +4,7 @@ A stream cannot be sought. Here what it gives is a function of seed, epoch, proc
 is read again gives the same images, augmented in the same way, and what was seen of it can be dropped.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +99,6 @@ def open_stream(source: IterableImageDataset, *, seed: int | None, where: str) -
     _check_shards(source.reader, where=where)
     source.reader = StreamReader(source.reader, seed=seed, where=where)
     return source
-
-
-@contextmanager
-def without_hints_about_info_files() -> Iterator[None]:
-    """A webdataset may have an `info.json`; timm's warning that it has none helps nobody who names the shards."""
-    logger = logging.getLogger("timm.data.readers.reader_wds")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _check_shards(reader: Any, *, where: str) -> None:

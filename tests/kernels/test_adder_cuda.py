@@ -1,10 +1,6 @@
 """The kernels for CUDA: on a GPU all of them, without one the Triton kernel in its interpreter and what is refused."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +8,7 @@ import torch
 from reparam.kernels import adder_compiled, adder_nvrtc
 from reparam.kernels.adder_nvrtc import FORWARD_TILES, GRADIENT_TILES, Tile
 from tests.kernels import oracle
+from tests.kernels.interpreted import run_interpreted
 from tests.kernels.oracle import Case
 from tests.kernels.test_adder import PLAIN, WIDE, first, kinds, last, needs_cuda
 
@@ -39,10 +36,7 @@ torch.testing.assert_close(gx, adder_reference.input_gradient(last(gradient), la
 @pytest.mark.slow
 @needs_triton
 def test_in_the_interpreter_the_triton_kernel_is_the_reference() -> None:
-    paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_interpreted(INTERPRETED)
 
 
 def test_without_a_gpu_nvrtc_is_not_available() -> None:

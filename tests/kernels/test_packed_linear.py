@@ -1,10 +1,6 @@
 """Products with packed powers of two: every code, the layout of the words, and the Triton kernel in its interpreter."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +9,7 @@ from torch import Tensor
 from reparam.errors import ReparamError
 from reparam.kernels import packed_reference
 from reparam.kernels.packed_linear import MOST_ROWS, packed_linear
+from tests.kernels.interpreted import run_interpreted
 from tests.kernels.packed_oracle import operands, pack, value, wanted
 from tests.kernels.test_adder import needs_cuda
 
@@ -68,10 +65,7 @@ assert len(calls) == 2
 @pytest.mark.slow
 @needs_triton
 def test_in_the_interpreter_the_triton_kernel_is_the_exact_product_rounded_once() -> None:
-    paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_interpreted(INTERPRETED)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
