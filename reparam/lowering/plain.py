@@ -79,7 +79,8 @@ class PlainBinaryAttention(LoweredModule, BinaryLinearAttention):
 
     def __init__(self, core: BinaryLinearAttention) -> None:
         super().__init__(core.form, core.options)
-        self.load_state_dict(core.state_dict())
+        # Assigned, for the device is the operator's; clones, for it goes on training.
+        self.load_state_dict({name: tensor.clone() for name, tensor in core.state_dict().items()}, assign=True)
 
     def encode(self, x: Tensor, threshold: Tensor | None) -> Tensor:
         """Returns the codes of q or k, same shape and dtype."""

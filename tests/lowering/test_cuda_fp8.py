@@ -1,5 +1,6 @@
 """cuda-fp8: exact weights, inputs rounded to float8 on power-of-two steps, and layers that stay in bfloat16."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,8 +20,22 @@ from tests.pico import images, vit
 
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a CPU stand in for a GPU: torch has the same product there."""
+    """Lets a CPU stand in for a GPU, where torch has the same product there: 2.11 has not."""
+    if not cpu_has_product():
+        pytest.skip("this torch has no float8 product with a scale for each row on a CPU")
     monkeypatch.setattr(CudaFloat8, "refuse", lambda self, device: None)
+
+
+@cache
+def cpu_has_product() -> bool:
+    rows, scale = torch.zeros(16, 16).to(torch.float8_e4m3fn), torch.ones(16, 1)
+    try:
+        torch._scaled_mm(rows, rows.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+    except RuntimeError as error:
+        if "per-tensor scaling" not in str(error):
+            raise
+        return False
+    return True
 
 
 def linear(weight: Tensor, **options: Any) -> ShiftLinear:
@@ -29,6 +44,19 @@ def linear(weight: Tensor, **options: Any) -> ShiftLinear:
 
 def lowered(module: nn.Module, **chosen: Any) -> nn.Module:
     return lowered_copy(module, "cuda-fp8", LoweringSettings(**chosen))[0]
+
+
+def product_of_rounded(x: Tensor, layer: ShiftLinear, met: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer's product of bfloat16 inputs rounded by hand, in float64, its allowed error, and those inputs."""
+    absmax = x.double().abs().amax(1, keepdim=True) if met is None else met.double()
+    step = torch.exp2(torch.ceil(torch.log2((absmax / 448).clamp_min(2.0**-100))))
+    codes = (x.double() / step).clamp(-448, 448)
+    exponent = torch.floor(torch.log2(codes.abs().clamp_min(2.0**-6)))
+    rounded = torch.round(codes * 2.0 ** (3 - exponent)) * 2.0 ** (exponent - 3) * step
+    bias = layer.bias.to(torch.bfloat16).double()  # type: ignore[union-attr]
+    wanted = rounded @ layer.weight.double().T + bias
+    size = rounded.abs() @ layer.weight.double().abs().T + bias.abs()
+    return wanted, 2.0**-8 * wanted.abs() + 2.0**-20 * size, rounded
 
 
 @pytest.mark.parametrize("bits", [2, 4, 5])
@@ -52,16 +80,9 @@ def test_a_layer_is_the_exact_product_of_inputs_rounded_to_4_significant_bits(
     layer = linear(torch.randn(32, 48), bits=4)
     x = (torch.randn(5, 48) * torch.tensor([[1e-3], [1.0], [1.0], [0.5], [0.0]])).to(torch.bfloat16)
     out = lowered(layer, ranges={} if met is None else {layer: met})(x.float())
-    absmax = x.double().abs().amax(1, keepdim=True) if met is None else met.double()
-    step = torch.exp2(torch.ceil(torch.log2((absmax / 448).clamp_min(2.0**-100))))
-    codes = (x.double() / step).clamp(-448, 448)
-    exponent = torch.floor(torch.log2(codes.abs().clamp_min(2.0**-6)))
-    rounded = torch.round(codes * 2.0 ** (3 - exponent)) * 2.0 ** (exponent - 3)
-    bias = layer.bias.to(torch.bfloat16).double()  # type: ignore[union-attr]
-    wanted = (rounded * step) @ layer.weight.double().T + bias
-    size = (rounded * step).abs() @ layer.weight.double().abs().T + bias.abs()
-    assert ((out - wanted).abs() <= 2.0**-8 * wanted.abs() + 2.0**-20 * size).all()
-    assert (rounded * step - x.double()).norm() > 0.01 * x.double().norm()
+    wanted, allowed, rounded = product_of_rounded(x, layer, met)
+    assert ((out - wanted).abs() <= allowed).all()
+    assert (rounded - x.double()).norm() > 0.01 * x.double().norm()
 
 
 def test_inputs_beyond_a_fixed_step_saturate(anywhere: None) -> None:
@@ -128,10 +149,12 @@ def test_a_gpu_without_float8_is_refused(
 @pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with float8"
 )
-def test_on_a_gpu_a_layer_is_what_a_cpu_gives() -> None:
+@pytest.mark.parametrize("met", [None, torch.tensor(3.0)], ids=["a step a token", "fixed step"])
+def test_on_a_gpu_a_layer_is_the_exact_product_of_rounded_inputs(met: Tensor | None) -> None:
     torch.manual_seed(0)
-    form = float8_linear(linear(torch.randn(64, 128), bits=4), None)
-    assert form is not None
-    form, x = form.to(torch.bfloat16), torch.randn(197, 128, dtype=torch.bfloat16)
-    wanted = form(x).float()
-    assert ((form.cuda()(x.cuda()).cpu().float() - wanted).abs() <= 0.02 * wanted.abs().clamp_min(1)).all()
+    layer, x = linear(torch.randn(64, 128), bits=4), torch.randn(197, 128).to(torch.bfloat16)
+    wanted, allowed, _ = product_of_rounded(x, layer, met)
+    form = lowered(layer.cuda(), ranges={} if met is None else {layer: met.cuda()})
+    # Tensor cores add products of float8 with 14 bits of the largest one.
+    out, slack = form(x.cuda().float()).cpu(), 2.0**-12 * wanted.abs().amax()
+    assert ((out - wanted).abs() <= allowed + slack).all()

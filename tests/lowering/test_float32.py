@@ -27,6 +27,12 @@ def test_every_operator_gives_its_own_values(cls: type[Operator], example: Examp
 
 
 @pytest.mark.parametrize(("cls", "example"), ACCEPTED)
+def test_a_form_is_on_the_device_of_its_operator(cls: type[Operator], example: Example) -> None:
+    lowered, _ = lowered_copy(made(cls, example).to("meta"), "float32", LoweringSettings())
+    assert [name for name, tensor in lowered.state_dict().items() if not tensor.is_meta] == []
+
+
+@pytest.mark.parametrize(("cls", "example"), ACCEPTED)
 def test_lowering_leaves_the_converted_operator_as_it_was(cls: type[Operator], example: Example) -> None:
     operator = made(cls, example).train()
     before = copy.deepcopy(operator.state_dict())
