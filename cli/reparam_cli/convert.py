@@ -38,8 +38,14 @@ CalibrationDir = Annotated[
     ),
 ]
 CalibrationImages = Annotated[
-    int,
-    typer.Option("--calibration-images", min=32, max=1024, help="How many are taken, spread over all there are."),
+    int | None,
+    typer.Option(
+        "--calibration-images",
+        min=32,
+        max=1024,
+        show_default="128",
+        help="How many are taken, spread over all there are.",
+    ),
 ]
 
 TuneSteps = Annotated[
@@ -66,7 +72,7 @@ def convert(
     in_chans: InChans = None,
     model_kwargs: ModelKwargs = None,
     calibration_dir: CalibrationDir = None,
-    calibration_images: CalibrationImages = 128,
+    calibration_images: CalibrationImages = None,
     tune_steps: TuneSteps = 0,
     out: Out = None,
     dry_run: DryRun = False,

@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 def images_for(
-    planned: Plan, calibration: Tensor | DataSettings | None, subject: Subject, *, count: int
+    planned: Plan, calibration: Tensor | DataSettings | None, subject: Subject, *, count: int | None
 ) -> Tensor | None:
-    """The calibration images (N, C, H, W) that a plan needs, or None.
+    """The calibration images (N, C, H, W) that a plan needs, or None; of a data set `count`, or 128.
 
     Raises:
-        OptionError: the plan calibrates layers and there are no images, there are images and nothing to calibrate, or
-            they are of another kind.
+        OptionError: the plan calibrates layers and there are no images, there are images and nothing to calibrate, they
+            are of another kind, or a count is given and there is nothing to count.
         DataError: too few images, or unreadable ones.
     """
     wanted = [step.site.path for step in calibrated_steps(planned.steps)]
@@ -50,6 +50,11 @@ def images_for(
             "pictures with reparam convert --calibration-dir DIR (calibration= in Python), or take the recipe "
             '"shift-ptq", which needs none'
         )
+    if calibration is None and count is not None:
+        raise OptionError(
+            f"calibration_images {count}: no data set is named to take them from; name one (--calibration-dir DIR), or "
+            "leave the number out"
+        )
     if calibration is None:
         return None
     if not wanted:
@@ -58,15 +63,17 @@ def images_for(
             'recipe "shift-ptq-calibrated" (init = "calibrated" in the options of a rule)'
         )
     if isinstance(calibration, Tensor):
+        if count is not None:
+            raise OptionError(f"calibration_images {count}: the images are given, and all {len(calibration)} are taken")
         return calibration
     if not isinstance(calibration, DataSettings):
         raise OptionError(
             f"calibration: wanted images (N, C, H, W) or reparam.DataSettings(data_dir=...), got a "
             f"{type(calibration).__name__}"
         )
-    if count < FEWEST_IMAGES:
+    if count is not None and count < FEWEST_IMAGES:
         raise OptionError(f"calibration_images {count}: wanted at least {FEWEST_IMAGES}")
-    return _read(calibration, subject, count=count)
+    return _read(calibration, subject, count=CALIBRATION_IMAGES if count is None else count)
 
 
 def calibrated_steps(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from reparam.api.calibrate import (
-    CALIBRATION_IMAGES,
     calibrated_,
     corrected_,
     followed,
@@ -65,7 +64,7 @@ def convert(
     in_chans: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     calibration: Tensor | DataSettings | None = None,
-    calibration_images: int = CALIBRATION_IMAGES,
+    calibration_images: int | None = None,
     tune_steps: int = 0,
     progress: Callable[[CalibrationStep], None] = lambda step: None,
     out: str | Path | None = None,
@@ -88,7 +87,7 @@ def convert(
         model_kwargs: further arguments of its builder.
         calibration: images (N, C, H, W) as the model takes them, or where they are, for layers with
             `init = "calibrated"`; labels are not looked at.
-        calibration_images: how many are taken of a data set, spread over its training split.
+        calibration_images: how many are taken of a data set, spread over its training split; 128 when None.
         tune_steps: with a calibration, steps in which biases and norms of each block are tuned once its layers are
             fitted.
         progress: told after each calibrated layer, and each tuned block.

@@ -96,6 +96,11 @@ def test_images_that_nothing_asks_for_are_refused() -> None:
         reparam.convert(vit(), "shift-ptq", example_input=images(), calibration=images(32))
 
 
+def test_a_number_of_images_without_any_to_count_is_refused() -> None:
+    with pytest.raises(OptionError, match="calibration_images 64: no data set is named to take them from"):
+        reparam.convert(vit(), "shift-ptq", example_input=images(), calibration_images=64)
+
+
 def test_tuning_without_a_calibration_is_refused() -> None:
     with pytest.raises(OptionError, match='recipe "shift-ptq" calibrates nothing, and blocks are tuned on calibration'):
         reparam.convert(vit(), "shift-ptq", example_input=images(), tune_steps=10)
@@ -108,9 +113,10 @@ def test_tuning_without_a_calibration_is_refused() -> None:
         ({"calibration": images(32)[:, :1]}, DataError, r"does not run on images \(32, 1, 16, 16\) of torch.float32: "),
         ({"calibration": images(32).half()}, DataError, r"does not run on images \(32, 3, 16, 16\) of torch.float16: "),
         ({"calibration": reparam.DataSettings(data_dir="x"), "calibration_images": 0}, OptionError, "at least 32"),
+        ({"calibration": images(32), "calibration_images": 32}, OptionError, "are given, and all 32 are taken"),
         ({"calibration": images(32), "tune_steps": -1}, OptionError, "tune_steps -1: wanted 0 or more"),
     ],
-    ids=["kind", "channels", "type", "count", "steps"],
+    ids=["kind", "channels", "type", "count", "count-of-given", "steps"],
 )
 def test_a_calibration_that_cannot_be_is_one_sentence(
     asked: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
