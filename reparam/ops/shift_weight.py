@@ -11,7 +11,9 @@ parameter is changed in forward, the range follows each channel's largest weight
 is exact.
 """
 
+import functools
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -112,8 +114,8 @@ def shift_weight(weight: Tensor, offset: Tensor, options: ShiftOptions, *, train
     """
     if weight.is_meta:
         return weight  # only the shape is asked for, and elementwise operations are slow there
-    value = shift_terms(weight, offset, options, training=training).sum(0).to(weight.dtype)
-    return straight_through(weight, value, limit=2 * options.terms * power_of_two(offset))
+    value = functools.reduce(torch.add, _terms(weight, offset, options, training=training))
+    return straight_through(weight, value.to(weight.dtype), limit=2 * options.terms * power_of_two(offset))
 
 
 def shift_terms(weight: Tensor, offset: Tensor, options: ShiftOptions, *, training: bool = False) -> Tensor:
@@ -123,23 +125,26 @@ def shift_terms(weight: Tensor, offset: Tensor, options: ShiftOptions, *, traini
     is 0 where its rest is below half the smallest power, if there is a zero code; else magnitudes are clamped into
     [2**(e + p_min), 2**e] and only an exact 0 stays 0. Arguments as `shift_weight`.
     """
-    rest, found = weight.detach(), []
-    for _ in range(options.terms):
-        found.append(_signed_power(rest, offset, options, is_drawn=training and options.rounding == "stochastic"))
-        rest = rest.to(found[-1].dtype) - found[-1]
-    return torch.stack(found)
+    return torch.stack([*_terms(weight, offset, options, training=training)])
 
 
-def _signed_power(latent: Tensor, offset: Tensor, options: ShiftOptions, *, is_drawn: bool) -> Tensor:
-    top = power_of_two(offset)
-    bottom = power_of_two(offset.to(torch.int32) + options.lowest_exponent)
-    if is_drawn:
-        rounded = round_to_power_of_two_stochastically(latent.float())
-    else:
-        rounded = round_to_power_of_two(latent, domain=options.domain)
-    magnitude = torch.minimum(torch.maximum(rounded.abs(), bottom), top)
-    is_zero = latent.abs() < bottom / 2 if options.zero_code else latent == 0
-    return torch.copysign(magnitude, latent).masked_fill(is_zero, 0.0)
+def _terms(weight: Tensor, offset: Tensor, options: ShiftOptions, *, training: bool) -> Iterator[Tensor]:
+    """Each term in turn, in float32 or float64."""
+    rest = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+    top = power_of_two(offset).to(rest.dtype)
+    bottom = power_of_two(offset.to(torch.int32) + options.lowest_exponent).to(rest.dtype)
+    is_drawn = training and options.rounding == "stochastic"
+    for left in reversed(range(options.terms)):
+        if is_drawn:
+            term = round_to_power_of_two_stochastically(rest.float()).to(rest.dtype)
+        else:
+            term = round_to_power_of_two(rest, domain=options.domain)
+        # In place: every training step does this to every weight.
+        term.abs_().clamp_(bottom, top).copysign_(rest)
+        term.masked_fill_(rest.abs() < bottom / 2 if options.zero_code else rest == 0, 0.0)
+        yield term
+        if left:
+            rest = rest - term
 
 
 class _ShiftAndSign(torch.autograd.Function):
