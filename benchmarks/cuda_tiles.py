@@ -1,5 +1,7 @@
 """Packed layers on a GPU by other tiles, warps and numbers of parts than the kernel chooses, beside bfloat16 ones.
 
+And by unpacking first, from which `MOST_ROWS` should follow.
+
 The chosen ones have the fewest instructions a weight, by count; this finds out which are fastest. One line for each,
 the fastest first; what does not fit the GPU's shared memory is named and left out.
 """
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
 from reparam.cost.rounds import Rounds, time_in_turns
+from reparam.kernels import packed_triton
 from reparam.kernels.packed_triton import Tile, chosen, linear
 
 BITS = {4: 4, 8: 5}
@@ -46,7 +49,14 @@ def sweep(name: str, rows: int, bits: int, *, seconds: float) -> None:
     def run(tile: Tile | None, splits: int | None) -> Callable[[Tensor], Tensor]:
         return lambda words: linear(x, words, form.scale, bias, form.bits, tile, splits)
 
-    sides = {"bf16": calls(weight, lambda one: F.linear(x, one, bias)), "as chosen": calls(form.words, run(None, None))}
+    def unpacked(words: Tensor) -> Tensor:
+        return F.linear(x, packed_triton.weight(words, form.scale, inputs, form.bits), bias)
+
+    sides = {
+        "bf16": calls(weight, lambda one: F.linear(x, one, bias)),
+        "as chosen": calls(form.words, run(None, None)),
+        "unpacked for cuBLAS": calls(form.words, unpacked),
+    }
     left_out = []
     for tile, splits in tiles(rows):
         words = f"{tile.outputs} outputs, {tile.words} words, {tile.warps} warps, {splits} parts"
@@ -68,7 +78,7 @@ def main() -> None:
     """Prints a table for each number of rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layer", choices=SHAPES, default="large")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--bits", type=int, nargs="+", choices=BITS, default=[4], help="of a code")
     parser.add_argument("--seconds", type=float, default=0.1, help="for one line")
     options = parser.parse_args()

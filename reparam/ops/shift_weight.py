@@ -114,8 +114,9 @@ def shift_weight(weight: Tensor, offset: Tensor, options: ShiftOptions, *, train
     """
     if weight.is_meta:
         return weight  # only the shape is asked for, and elementwise operations are slow there
-    value = functools.reduce(torch.add, _terms(weight, offset, options, training=training))
-    return straight_through(weight, value.to(weight.dtype), limit=2 * options.terms * power_of_two(offset))
+    bottom, top = _range(offset, options)
+    value = functools.reduce(torch.add, _terms(weight, bottom, top, options, training=training))
+    return straight_through(weight, value.to(weight.dtype), limit=2 * options.terms * top)
 
 
 def shift_terms(weight: Tensor, offset: Tensor, options: ShiftOptions, *, training: bool = False) -> Tensor:
@@ -125,14 +126,19 @@ def shift_terms(weight: Tensor, offset: Tensor, options: ShiftOptions, *, traini
     is 0 where its rest is below half the smallest power, if there is a zero code; else magnitudes are clamped into
     [2**(e + p_min), 2**e] and only an exact 0 stays 0. Arguments as `shift_weight`.
     """
-    return torch.stack([*_terms(weight, offset, options, training=training)])
+    return torch.stack([*_terms(weight, *_range(offset, options), options, training=training)])
 
 
-def _terms(weight: Tensor, offset: Tensor, options: ShiftOptions, *, training: bool) -> Iterator[Tensor]:
+def _range(offset: Tensor, options: ShiftOptions) -> tuple[Tensor, Tensor]:
+    """Each channel's smallest and largest power."""
+    exponent = offset.to(torch.int32)
+    return power_of_two(exponent + options.lowest_exponent), power_of_two(exponent)
+
+
+def _terms(weight: Tensor, bottom: Tensor, top: Tensor, options: ShiftOptions, *, training: bool) -> Iterator[Tensor]:
     """Each term in turn, in float32 or float64."""
     rest = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
-    top = power_of_two(offset).to(rest.dtype)
-    bottom = power_of_two(offset.to(torch.int32) + options.lowest_exponent).to(rest.dtype)
+    bottom, top = bottom.to(rest.dtype), top.to(rest.dtype)
     is_drawn = training and options.rounding == "stochastic"
     for left in reversed(range(options.terms)):
         if is_drawn:
