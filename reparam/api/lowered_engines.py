@@ -14,6 +14,7 @@ from reparam.errors import BackendError, ExportError, OptionError
 from reparam.exporting.base import FORMATS, Sample, parse_export_options
 from reparam.lowering.base import BACKENDS, LoweringSettings
 from reparam.lowering.lower import lowered_copy
+from reparam.lowering.ranges import input_ranges
 from reparam.suggest import did_you_mean
 from reparam.train.progress import Silent
 
@@ -21,6 +22,8 @@ _COMPUTES_IN = {"float32": "float32", "int8": "int8", "cuda-fp8": "float8"}
 #: By torch every backend can be run; OpenVINO wants a graph of standard operators.
 _IN_TORCH = {"eager": "eager", "compiled": "torch.compile"}
 _IN_OTHERS = {"openvino": "OpenVINO"}
+#: Behind a backend's name: on fixed steps, which the timed batch gives.
+_CALIBRATED = "-calibrated"
 
 
 def choose_lowered_engines(wanted: str | Sequence[str]) -> tuple[Baseline, ...]:
@@ -36,8 +39,12 @@ def choose_lowered_engines(wanted: str | Sequence[str]) -> tuple[Baseline, ...]:
 
 
 def lowered_engines() -> tuple[Baseline, ...]:
-    """Every backend by torch, eagerly and compiled; the float32 one by OpenVINO; the file of `reparam export`."""
-    pairs = [(backend, engine, words) for backend in BACKENDS.names() for engine, words in _IN_TORCH.items()]
+    """Every backend by torch, eagerly and compiled; the float32 one by OpenVINO; the file of `reparam export`.
+
+    Backends whose steps may be fixed come in both ways.
+    """
+    forms = [form for name in BACKENDS.names() for form in (name, name + _CALIBRATED) if _is_form(form)]
+    pairs = [(form, engine, words) for form in forms for engine, words in _IN_TORCH.items()]
     pairs += [("float32", engine, words) for engine, words in _IN_OTHERS.items()]
     file = Baseline(
         name="onnx+onnxruntime",
@@ -47,24 +54,29 @@ def lowered_engines() -> tuple[Baseline, ...]:
         in_torch=False,
         prepare=_from_file,
     )
-    return (*(_engine(backend, engine, words) for backend, engine, words in pairs), file)
+    return (*(_engine(form, engine, words) for form, engine, words in pairs), file)
 
 
-def _engine(backend: str, engine: str, words: str) -> Baseline:
-    dtype = _COMPUTES_IN.get(backend, "bfloat16")
+def _is_form(form: str) -> bool:
+    return not form.endswith(_CALIBRATED) or BACKENDS.get(form.removesuffix(_CALIBRATED)).reads_ranges
+
+
+def _engine(form: str, engine: str, words: str) -> Baseline:
+    dtype = _COMPUTES_IN.get(form.removesuffix(_CALIBRATED), "bfloat16")
     return Baseline(
-        name=f"{backend}+{engine}",
-        title=f"lowered {backend}, {words}",
+        name=f"{form}+{engine}",
+        title=f"lowered {form}, {words}",
         dtype=dtype,
         tolerance=TOLERANCES[dtype],
         in_torch=engine in _IN_TORCH,
-        prepare=partial(_prepared, backend, engine),
+        prepare=partial(_prepared, form, engine),
     )
 
 
-def _prepared(backend: str, engine: str, converted: Workload) -> Run:
+def _prepared(form: str, engine: str, converted: Workload) -> Run:
     try:
-        lowered, _ = lowered_copy(converted.model, backend, LoweringSettings())
+        ranges = input_ranges(converted.model, [converted.batch]) if form.endswith(_CALIBRATED) else {}
+        lowered, _ = lowered_copy(converted.model, form.removesuffix(_CALIBRATED), LoweringSettings(ranges=ranges))
     except BackendError as error:
         first, *others = str(error).splitlines()
         raise Inapplicable(f"{first} (and {len(others)} more layers)" if others else first) from error

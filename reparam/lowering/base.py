@@ -50,10 +50,14 @@ class LoweringSettings:
 
 
 class Backend(ABC):
-    """Knows the inference-only form of each operator on one kind of machine."""
+    """Knows the inference-only form of each operator on one kind of machine.
+
+    `reads_ranges`: whether `settings.ranges` changes its forms.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    reads_ranges: ClassVar[bool] = False
 
     def __init__(self, settings: LoweringSettings) -> None:
         self.settings = settings

@@ -13,6 +13,8 @@ from reparam.ops.shift import ShiftLinear
 class CudaFloat8(Cuda):
     """Shift layers in float8 on a GPU; their inputs are rounded to it, a token at a time or on calibrated steps."""
 
+    reads_ranges = True
+
     def form(self, module: nn.Module) -> tuple[nn.Module, str] | None:
         """The float8 form of a shift layer where its weight is exact in it; elsewhere as `Cuda`, with its refusals."""
         found = super().form(module)

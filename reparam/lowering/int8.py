@@ -26,6 +26,8 @@ from reparam.ops.shift_conv2d import ShiftConv2d
 class Int8(Backend):
     """Integer forms on a CPU."""
 
+    reads_ranges = True
+
     def form(self, module: nn.Module) -> tuple[nn.Module, str] | None:
         """The integer form of an operator, or the plain one of an attention."""
         met = self.settings.ranges

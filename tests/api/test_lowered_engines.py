@@ -21,9 +21,11 @@ def test_there_is_every_backend_by_torch_and_one_through_other_engines() -> None
     names = [engine.name for engine in lowered_engines()]
     assert {f"{backend}+{engine}" for backend in BACKENDS.names() for engine in ("eager", "compiled")} <= set(names)
     assert {"onnx+onnxruntime", "float32+openvino"} <= set(names)
+    fixed = {name for name in names if "-calibrated" in name}
+    assert fixed == {f"{form}-calibrated+{engine}" for form in ("int8", "cuda-fp8") for engine in ("eager", "compiled")}
 
 
-@pytest.mark.parametrize("name", ["float32+eager", "int8+eager", "onnx+onnxruntime"])
+@pytest.mark.parametrize("name", ["float32+eager", "int8+eager", "int8-calibrated+eager", "onnx+onnxruntime"])
 @pytest.mark.filterwarnings("ignore")  # the exporters' own use of what is deprecated
 def test_a_form_gives_the_converted_models_answer(name: str) -> None:
     (engine,) = choose_lowered_engines(name)
@@ -35,6 +37,17 @@ def test_a_form_gives_the_converted_models_answer(name: str) -> None:
         except Inapplicable as reason:
             pytest.skip(str(reason))
         assert relative_error(outputs_of(run()), wanted) < engine.tolerance
+
+
+def test_adders_are_timed_in_int8_on_the_steps_that_the_batch_gives_them() -> None:
+    torch.manual_seed(0)
+    adders = recipe([{"match": {"kind": "conv2d"}, "operator": "adder_conv2d"}])
+    model = convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)), adders, images(2)).eval()
+    dynamic, calibrated = (choose_lowered_engines(name)[0] for name in ("int8+eager", "int8-calibrated+eager"))
+    with Workload(model, images(2), threads=1) as workload, torch.inference_mode():
+        with pytest.raises(Inapplicable, match="calibration"):
+            dynamic.prepare(workload)
+        assert relative_error(outputs_of(calibrated.prepare(workload)()), outputs_of(model(workload.batch))) < 0.1
 
 
 def test_layers_that_a_backend_cannot_take_are_a_reason_and_no_failure() -> None:
