@@ -93,13 +93,12 @@ def check() -> bool:
 
 def layers(shapes: dict[str, Shape], row_counts: tuple[int, ...], *, seconds: float) -> None:
     """A table of microseconds: a bfloat16 `F.linear`, and packed layers of 4 and 8 bits."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
     print("\n| layer | rows | bf16 `Linear` | GB/s | 4-bit codes | x bf16 | 8-bit codes | x bf16 |")
     print("|---|---|---|---|---|---|---|---|")
     reached: list[str] = []
     for name, (inputs, outputs) in shapes.items():
         for rows in row_counts:
-            found = layer_times(inputs, outputs, rows, cache=cache, seconds=seconds)
+            found = layer_times(inputs, outputs, rows, seconds=seconds)
             dense, four, eight = (found[side] for side in ("bf16", "4", "8"))
             speed = 2 * inputs * outputs / dense.median_ms / 1e6
             cells = [f"{four_figures(dense)}", f"{speed:.0f}"]
@@ -113,30 +112,40 @@ def layers(shapes: dict[str, Shape], row_counts: tuple[int, ...], *, seconds: fl
     print(*reached, sep="\n")
 
 
-def layer_times(inputs: int, outputs: int, rows: int, *, cache: int, seconds: float) -> dict[str, Rounds]:
+def layer_times(inputs: int, outputs: int, rows: int, *, seconds: float) -> dict[str, Rounds]:
     """Milliseconds of one call, of each side."""
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
     weight, four, bias = packed(4, inputs, outputs)
     _, eight, _ = packed(5, inputs, outputs)
-    copies = min(_MOST_COPIES, max(2, math.ceil(2 * cache / four.words.nbytes)))
-
-    def calls(tensor: Tensor, call: Callable[[Tensor], Tensor]) -> Callable[[], object]:
-        own = [tensor.clone() for _ in range(copies)]
-        return graph_of(lambda: [call(one) for one in own])
+    copies = copies_beyond_cache(four.words)
 
     def run(form: PackedWeight) -> Callable[[Tensor], Tensor]:
         return lambda words: packed_linear(x, words, form.scale, bias, inputs, form.bits)
 
     sides = {
-        "bf16": calls(weight, lambda one: F.linear(x, one, bias)),
-        "4": calls(four.words, run(four)),
-        "8": calls(eight.words, run(eight)),
+        "bf16": graph_over(copies, weight, lambda one: F.linear(x, one, bias)),
+        "4": graph_over(copies, four.words, run(four)),
+        "8": graph_over(copies, eight.words, run(eight)),
     }
     found = time_in_turns(sides, threads=1, seconds=seconds)
-    return {
-        name: Rounds(means_ms=tuple(ms / copies for ms in times.means_ms), runs=times.runs)
-        for name, times in found.items()
-    }
+    return {name: of_one_call(times, copies) for name, times in found.items()}
+
+
+def copies_beyond_cache(words: Tensor) -> int:
+    """How many packed weights are twice the L2 cache."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return min(_MOST_COPIES, max(2, math.ceil(2 * cache / words.nbytes)))
+
+
+def graph_over(copies: int, tensor: Tensor, call: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    """A CUDA graph of a call on each of so many copies of a tensor."""
+    own = [tensor.clone() for _ in range(copies)]
+    return graph_of(lambda: [call(one) for one in own])
+
+
+def of_one_call(times: Rounds, copies: int) -> Rounds:
+    """The times of a graph's calls, shared out."""
+    return Rounds(means_ms=tuple(ms / copies for ms in times.means_ms), runs=times.runs)
 
 
 def graph_of(run: Callable[[], object]) -> Callable[[], object]:

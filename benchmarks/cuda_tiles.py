@@ -8,17 +8,17 @@ the fastest first; what does not fit the GPU's shared memory is named and left o
 
 import argparse
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from cuda_inference import SHAPES, four_figures, graph_of, packed
+from cuda_inference import SHAPES, copies_beyond_cache, four_figures, graph_over, of_one_call, packed
 from torch import Tensor
 from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
-from reparam.cost.rounds import Rounds, time_in_turns
+from reparam.cost.rounds import time_in_turns
 from reparam.kernels import packed_triton
 from reparam.kernels.packed_triton import Tile, chosen, linear
 
@@ -39,12 +39,7 @@ def sweep(name: str, rows: int, bits: int, *, seconds: float) -> None:
     inputs, outputs = SHAPES[name]
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
     weight, form, bias = packed(BITS[bits], inputs, outputs)
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    copies = max(2, math.ceil(2 * cache / form.words.nbytes))
-
-    def calls(tensor: Tensor, call: Callable[[Tensor], Tensor]) -> Callable[[], object]:
-        own = [tensor.clone() for _ in range(copies)]
-        return graph_of(lambda: [call(one) for one in own])
+    calls = partial(graph_over, copies := copies_beyond_cache(form.words))
 
     def run(tile: Tile | None, splits: int | None) -> Callable[[Tensor], Tensor]:
         return lambda words: linear(x, words, form.scale, bias, form.bits, tile, splits)
@@ -69,8 +64,9 @@ def sweep(name: str, rows: int, bits: int, *, seconds: float) -> None:
         f"\n**{name} {inputs} -> {outputs}, {rows} rows, {form.bits} bits**\n\n| tile | us | x bf16 |\n|---|---:|---:|"
     )
     for side, found in sorted(times.items(), key=lambda pair: pair[1].median_ms):
-        one = Rounds(means_ms=tuple(ms / copies for ms in found.means_ms), runs=found.runs)
-        print(f"| {side} | {four_figures(one)} | {times['bf16'].median_ms / found.median_ms:.2f} |")
+        print(
+            f"| {side} | {four_figures(of_one_call(found, copies))} | {times['bf16'].median_ms / found.median_ms:.2f} |"
+        )
     print(*left_out, sep="\n", flush=True)
 
 
