@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from reparam.api.bench_journal import bench_journal, digest_of, journal_file, settings_of
 from reparam.api.bench_records import Bench, BenchCase, growths, was_too_slow
 from reparam.api.convert import convert
 from reparam.api.lowered_engines import choose_lowered_engines
@@ -14,7 +15,7 @@ from reparam.api.measuring import Measuring
 from reparam.api.profile import original_of
 from reparam.api.recipes import check_recipe
 from reparam.api.subject import is_checkpoint, resolve_subject
-from reparam.atomic import check_file, write_text
+from reparam.atomic import write_text
 from reparam.checkpoint.load import load
 from reparam.checkpoint.record import read_record
 from reparam.cost.baselines.base import Baseline
@@ -25,7 +26,6 @@ from reparam.cost.measure import measure_batch
 from reparam.cost.measurement import Measurement, Side, compare
 from reparam.errors import CheckpointError, OptionError, RecipeError
 from reparam.graph.records import Plan
-from reparam.journal import Journal
 from reparam.models.build import build_spec
 from reparam.models.sources import split_source
 from reparam.models.spec import stamp
@@ -94,14 +94,15 @@ def bench(
     where, tell = pick_device(device), (progress or Silent()).message
     _check(names, recipe, sizes, limit, overrides, weights)
     machine = machine_name(where)
-    settings = _settings(recipe, weights, overrides, how, forms, limit, machine)
-    journal = None if out is None else Journal(_journal_file(Path(out)), BenchCase, fresh=fresh)
+    settings = settings_of(how, forms, limit=limit, machine=machine)
+    journal = None if out is None else bench_journal(out, fresh=fresh)
     known, cases = {} if journal is None else journal.read(), list[BenchCase]()
     for name in names:
+        about = f"{name} {digest_of(name, recipe, weights=weights, overrides=overrides)}"
         for size in [None] if is_checkpoint(name) else sizes:
             pair: _Pair | None = None
             for batch_size in sorted(how.batch_sizes):
-                key = f"{name}, {size or 'its own'} pixels, batch {batch_size}, {settings}"
+                key = f"{about}, {size or 'its own'} pixels, batch {batch_size}, {settings}"
                 if key not in known:
                     if pair is None:
                         tell(f"converting {name}{f' at {size} pixels' if size else ''}")
@@ -120,31 +121,8 @@ def bench(
     )
     if out is not None:
         write_text(out, found.model_dump_json(indent=1) + "\n")
-        _journal_file(Path(out)).unlink(missing_ok=True)
+        journal_file(out).unlink(missing_ok=True)
     return found
-
-
-def _settings(
-    recipe: str | Path | None,
-    weights: str,
-    overrides: Sequence[str],
-    how: Measuring,
-    forms: Sequence[Baseline],
-    limit: float,
-    machine: str,
-) -> str:
-    """What all tables of a call share, in words."""
-    engines = " ".join(engine.name for engine in (*how.baselines, *forms))
-    asked = f"recipe {recipe} {' '.join(overrides)}, weights {weights}, limit {limit:g} s, {engines}"
-    return f"{asked}; {machine}, {how.threads} threads, torch {torch.__version__}"
-
-
-def _journal_file(out: Path) -> Path:
-    """Raises CheckpointError for a name that cannot be written or is none of a JSON file."""
-    if out.suffix != ".json":
-        raise CheckpointError(f"{out}: the result is a JSON file; give a name that ends in .json")
-    check_file(out)
-    return out.with_suffix(".jsonl")
 
 
 def _sizes(img_size: int | Sequence[int] | None) -> list[int | None]:
