@@ -22,7 +22,13 @@ import reparam
 from reparam.ops.base import Operator
 
 #: DeepShift's start from pretrained weights: exponents from -15 to 0, no zero, no offsets.
-_DEEPSHIFT = {"zero_code": "false", "per_channel_offset": "false", "init": '"rounded"', "bias_correction": "false"}
+_DEEPSHIFT = {
+    "bits": 5,
+    "zero_code": "false",
+    "per_channel_offset": "false",
+    "init": '"rounded"',
+    "bias_correction": "false",
+}
 
 
 class Row(NamedTuple):

@@ -161,8 +161,8 @@ def test_a_model_that_multiplies_by_a_layers_weight_itself_gets_it(anywhere: Non
     assert torch.equal(out, lowered(model, "bf16")(x))
 
 
-def converted(recipe: str) -> nn.Module:
-    model = reparam.convert(vit(), recipe, example_input=images(), weights="none").model
+def converted(recipe: str, *overrides: str) -> nn.Module:
+    model = reparam.convert(vit(), recipe, example_input=images(), weights="none", overrides=overrides).model
     for name, parameter in model.named_parameters():
         if "router" in name:
             nn.init.normal_(parameter)  # from zero, every token would be multiplied
@@ -176,13 +176,14 @@ def mixture() -> nn.Module:
     return converted("shiftaddvit")
 
 
-def test_a_model_of_shift_layers_is_near_its_own_logits(anywhere: None) -> None:
-    model = converted("shift-ptq")
+@pytest.mark.parametrize(("bits", "packed"), [(4, 4), (5, 8)])
+def test_a_model_of_shift_layers_is_near_its_own_logits(anywhere: None, bits: int, packed: int) -> None:
+    model = converted("shift-ptq", f"stage.0.rule.3.bits={bits}")
     lowering = reparam.lower(model, "cuda")
     out, wanted = lowering.model(images(8)), model(images(8))
     assert out.dtype == torch.float32
     assert (out - wanted).norm() < 0.05 * wanted.norm()
-    assert {layer.form for layer in lowering.layers} == {"bfloat16 product of 8-bit weights"}
+    assert {layer.form for layer in lowering.layers} == {f"bfloat16 product of {packed}-bit weights"}
 
 
 @pytest.mark.parametrize("is_grouped", [True, False])

@@ -148,9 +148,9 @@ def test_deepshift_is_five_bits_without_offsets_on_every_linear(name: str, zero_
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("shift-ptq", {"bits": 5, "init": "least-squares", "bias_correction": True}),
+        ("shift-ptq", {"bits": 4, "init": "least-squares", "bias_correction": True}),
         ("shift-ptq-2term", {"bits": 5, "init": "least-squares", "bias_correction": True, "terms": 2}),
-        ("shift-ptq-calibrated", {"bits": 5, "init": "calibrated"}),
+        ("shift-ptq-calibrated", {"bits": 4, "init": "calibrated"}),
     ],
 )
 def test_post_training_recipes_differ_in_how_the_same_layers_start(name: str, options: dict[str, object]) -> None:
