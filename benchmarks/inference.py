@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import reparam
 from reparam_cli.render.bench import bench_view
@@ -65,24 +66,30 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one entry of a table")
     parser.add_argument("--baselines", default="all")
     parser.add_argument("--lowered", default="all")
+    parser.add_argument("--out", type=Path, help="a folder for results; tables that are there are not run again")
     parser.add_argument("--only", type=int, nargs="*", help=f"tables by number, 0 to {len(TABLES) - 1}")
     options = parser.parse_args()
     cases: list[reparam.BenchCase] = []
     for number, (model, recipe, sizes, batches) in enumerate(TABLES):
         if options.only is not None and number not in options.only:
             continue
-        with progress_on(message_console()) as progress:
-            found = reparam.bench(
-                model,
-                recipe,
-                img_size=sizes,
-                batch_size=batches,
-                baselines=options.baselines,
-                lowered=options.lowered,
-                threads=options.threads,
-                limit=options.limit,
-                progress=progress,
-            )
+        file = options.out and options.out / f"table-{number}.json"
+        if file and file.exists():
+            found = reparam.Bench.model_validate_json(file.read_bytes())
+        else:
+            with progress_on(message_console()) as progress:
+                found = reparam.bench(
+                    model,
+                    recipe,
+                    img_size=sizes,
+                    batch_size=batches,
+                    baselines=options.baselines,
+                    lowered=options.lowered,
+                    threads=options.threads,
+                    limit=options.limit,
+                    out=file,
+                    progress=progress,
+                )
         show(bench_view(found))
         cases += found.cases
     sys.stdout.writelines(f"{line}\n" for line in outcomes(cases))

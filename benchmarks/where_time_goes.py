@@ -3,15 +3,15 @@
     python benchmarks/where_time_goes.py deit_tiny_patch16_224 --recipe shiftaddvit -b 8 --img-size 224
 
 Prints for each the milliseconds of processor time in integer products, float products, convolutions, attention, sorting
-and everything else, which is elementwise work that the compiler fused. Weights are random; routers too, so that both
-experts get tokens. One thread.
+and everything else, which is elementwise work that the compiler fused. Compiled as `reparam bench` does; one thread.
+Weights are random. Untrained routers send every token to the multiply experts, as in a table of `reparam bench`;
+--random-routers sends tokens both ways, --calibrated fixes the steps of integer inputs.
 """
 
 import argparse
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
 
 import timm
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import reparam
+from reparam.cost.baselines.base import BASELINES, Run
+from reparam.cost.workload import Workload
 
 #: First match wins; names as torch's profiler gives them.
 _KINDS = (
@@ -38,29 +40,33 @@ def main() -> None:
     parser.add_argument("--recipe", default="shiftaddvit")
     parser.add_argument("-b", "--batch", type=int, default=8)
     parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="an entry of the recipe")
+    parser.add_argument("--random-routers", action="store_true")
+    parser.add_argument("--calibrated", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     name, sizes = args.model, {} if args.img_size == 224 else {"img_size": args.img_size}
     dense = timm.create_model(name, **sizes).eval()
-    conversion = reparam.convert(name, args.recipe, weights="none", model_kwargs=sizes)
+    conversion = reparam.convert(name, args.recipe, weights="none", model_kwargs=sizes, overrides=args.overrides)
     for path, parameter in conversion.model.named_parameters():
-        if "router" in path:
+        if "router" in path and args.random_routers:
             nn.init.normal_(parameter)
     images = torch.randn(args.batch, 3, args.img_size, args.img_size)
-    lowered = reparam.lower(conversion.model, "int8", calibration=images).model
-    columns = {title: _parts(torch.compile(model), images) for title, model in (("dense", dense), ("int8", lowered))}
+    lowered = reparam.lower(conversion.model, "int8", calibration=images if args.calibrated else None).model
+    columns = {title: _parts(model, images) for title, model in (("dense", dense), ("int8", lowered))}
     print(f"{name}, {args.recipe}, batch {args.batch}, {args.img_size} pixels, one thread; ms of processor time")
     for kind in [*(kind for kind, _ in _KINDS), "elementwise and the rest", "whole forward"]:
         print(f"{kind:26s}" + "".join(f"{title:>8s}{columns[title][kind]:9.1f}" for title in columns))
 
 
-def _parts(model: Callable[[Tensor], Tensor], images: Tensor) -> Counter[str]:
-    with torch.inference_mode():
-        model(images), model(images)
-        whole = statistics.median(_seconds(model, images) for _ in range(_ROUNDS))
+def _parts(model: nn.Module, images: Tensor) -> Counter[str]:
+    with torch.no_grad(), Workload(model, images, threads=1) as workload:
+        run = BASELINES.get("compiled").prepare(workload)
+        run(), run()
+        whole = statistics.median(_seconds(run) for _ in range(_ROUNDS))
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            model(images)
+            run()
     events = profiled.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     found = Counter[str]({"whole forward": 1e3 * whole})
@@ -71,9 +77,9 @@ def _parts(model: Callable[[Tensor], Tensor], images: Tensor) -> Counter[str]:
     return found
 
 
-def _seconds(model: Callable[[Tensor], Tensor], images: Tensor) -> float:
+def _seconds(run: Run) -> float:
     start = time.thread_time()
-    model(images)
+    run()
     return time.thread_time() - start
 
 

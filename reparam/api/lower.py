@@ -7,9 +7,9 @@ from typing import get_args
 from torch import Tensor, nn
 
 from reparam.checkpoint.load import load
-from reparam.errors import OptionError
+from reparam.errors import BackendError, OptionError
 from reparam.graph.provenance import detach, unwrapped
-from reparam.lowering.base import Experts, LoweredLayer, LoweringSettings
+from reparam.lowering.base import BACKENDS, Experts, LoweredLayer, LoweringSettings, lowered_path
 from reparam.lowering.lower import lowered_copy
 from reparam.lowering.ranges import input_ranges
 from reparam.models.given import refuse_other
@@ -48,10 +48,10 @@ def lower(
         experts: of "int8": whether a mixture's multiply experts have int8 weights, or stay in float32.
 
     Raises:
-        BackendError: an unknown backend, one that is not for the model's device, a model that is not in float32, layers
-            that it cannot take, a calibration that the model does not take, or values of it that are not finite, with
-            their paths.
-        OptionError: `experts` or `calibration` of another kind.
+        BackendError: an unknown backend, one that is not for the model's device, a model that is lowered already or not
+            in float32, layers that it cannot take, a calibration that the model does not take, or values of it that are
+            not finite, with their paths.
+        OptionError: `experts` or `calibration` of another kind, or for a backend that they change nothing in.
         ModelError: `model` of another kind.
         CheckpointError: a folder that is not an intact checkpoint.
     """
@@ -63,7 +63,16 @@ def lower(
             f"calibration: wanted one batch of inputs, or a tuple of all arguments of the forward, got a "
             f"{type(calibration).__name__}"
         )
+    for asked, name in ((calibration is not None, "ranges"), (experts != "int8", "experts")):
+        able = [known for known, other in BACKENDS if getattr(other, f"reads_{name}")]
+        if asked and BACKENDS.get(backend).name not in able:
+            option = "calibration" if name == "ranges" else "experts"
+            raise OptionError(f'{option} changes nothing in backend "{backend}"; it is for {" and ".join(able)}')
     source = load(model) if isinstance(model, str | Path) else unwrapped(model)
+    if (path := lowered_path(source)) is not None:
+        raise BackendError(
+            f"the model is lowered already ({path or 'itself'} is); lower the converted model it is from"
+        )
     ranges = {} if calibration is None else input_ranges(source, as_arguments(calibration))
     lowered, layers = lowered_copy(source, backend, LoweringSettings(ranges=ranges, experts=experts))
     detach(lowered)

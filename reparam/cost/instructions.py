@@ -28,3 +28,11 @@ def instruction_sets() -> tuple[str, ...]:
         lines = []
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
     return tuple(name for flag, name in _SETS.items() if flag in flags) or (platform.machine(),)
+
+
+def saturates() -> bool:
+    """Whether int8 products of this CPU go through sums of two that 16 bits hold: x86 without VNNI."""
+    sets = instruction_sets()
+    return any(name.startswith("AVX") for name in sets) and not any(
+        "VNNI" in name or name == "AMX int8" for name in sets
+    )

@@ -4,6 +4,7 @@ The forms begin where `lowering`'s float32 ones end: an inference-only copy with
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -118,17 +119,30 @@ def exportable_copy(model: nn.Module, dialect: Dialect) -> tuple[nn.Module, tupl
     """
     copied, _ = lowered_copy(model, "float32", LoweringSettings())
     weights = []
-    for path, module in list(copied.named_modules()):
+    for paths, module in _places(copied):
         if isinstance(module, PlainShiftLinear | PlainShiftConv2d):
             held = weight_codes(module.weight, widest=dialect.widest)
             if held is not None:
-                copied.set_submodule(path, _coded(module, held, dialect))
+                _put_(copied, paths, _coded(module, held, dialect))
             form = "float32" if held is None else str(held.codes.dtype).removeprefix("torch.")
-            weights.append(ExportedWeight(path=path, form=form, numbers=module.weight.numel()))
-    for path, module in list(copied.named_modules()):
+            weights.append(ExportedWeight(path=paths[0], form=form, numbers=module.weight.numel()))
+    for paths, module in _places(copied):
         if (written := dialect.module(module)) is not None:
-            copied.set_submodule(path, written)
+            _put_(copied, paths, written)
     return copied, tuple(weights)
+
+
+def _places(model: nn.Module) -> list[tuple[list[str], nn.Module]]:
+    """Each module with all paths that it has: one may be registered under several names."""
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
+    return [(own, module) for module, own in paths.items()]
+
+
+def _put_(model: nn.Module, paths: Iterable[str], form: nn.Module) -> None:
+    for path in paths:
+        model.set_submodule(path, form)
 
 
 def _coded(plain: PlainShiftLinear | PlainShiftConv2d, held: WeightCodes, dialect: Dialect) -> CodedLayer:

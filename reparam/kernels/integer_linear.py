@@ -8,6 +8,7 @@ rounded how, and what becomes of numbers that are not finite, is said there. The
 import torch
 from torch import Tensor
 
+from reparam.errors import ReparamError
 from reparam.kernels import integer_native, integer_reference
 from reparam.kernels.integer_operands import require_float32
 from reparam.kernels.integer_weight import pack_weight, require_packed, unpack_weight
@@ -25,8 +26,10 @@ def integer_matmul(codes: Tensor, packed: Tensor, out_features: int) -> Tensor:
     """Returns codes (M, I) int8 times a packed weight (O, I): (M, O) int32, exact.
 
     Raises:
-        ReparamError: the weight is packed for other sizes.
+        ReparamError: codes of another type, or a weight that is packed for other sizes.
     """
+    if codes.dtype != torch.int8:
+        raise ReparamError(f"integer_matmul takes codes in int8, not {codes.dtype}")
     require_packed(packed, outputs=out_features, inputs=codes.shape[1])
     if _suits_native(codes):
         return integer_native.matmul(codes, packed, out_features)

@@ -52,12 +52,13 @@ class LoweringSettings:
 class Backend(ABC):
     """Knows the inference-only form of each operator on one kind of machine.
 
-    `reads_ranges`: whether `settings.ranges` changes its forms.
+    `reads_ranges`, `reads_experts`: whether `settings.ranges` and `settings.experts` change its forms.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     reads_ranges: ClassVar[bool] = False
+    reads_experts: ClassVar[bool] = False
 
     def __init__(self, settings: LoweringSettings) -> None:
         self.settings = settings

@@ -26,7 +26,7 @@ from reparam.ops.shift_conv2d import ShiftConv2d
 class Int8(Backend):
     """Integer forms on a CPU."""
 
-    reads_ranges = True
+    reads_ranges = reads_experts = True
 
     def form(self, module: nn.Module) -> tuple[nn.Module, str] | None:
         """The integer form of an operator, or the plain one of an attention."""

@@ -47,7 +47,9 @@ def shift_parts(layer: ShiftLayer, *, largest: int) -> list[IntegerWeight]:
     inputs = codes.sign.shape[1] // layer.options.terms
     sign, shift = (t.unflatten(1, (layer.options.terms, inputs)) for t in (codes.sign.long(), shift))
     unused = torch.where(sign == 0, _NO_SHIFT, shift).amin(dim=(1, 2), keepdim=True)
-    shift, lowest = (shift - unused).clamp_min(0), lowest + unused.flatten(1)
+    # An output without a weight has no exponent; any will do that leaves its scale finite.
+    lowest = torch.where(unused == _NO_SHIFT, 0, lowest.view_as(unused) + unused)
+    shift = torch.where(sign == 0, 0, shift - unused)
     widest = int(shift.max()) + 1
     for parts in range(-(-widest // _MOST_EXPONENTS), MOST_PARTS + 1):
         width = -(-widest // parts)

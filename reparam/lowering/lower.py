@@ -9,6 +9,8 @@ from reparam.errors import BackendError
 from reparam.lowering.base import BACKENDS, Backend, LoweredLayer, LoweringSettings
 from reparam.modes import evaluating
 from reparam.ops.base import Operator
+from reparam.ops.moe import MoeMlp
+from reparam.ops.routed_layer import RoutedLayer
 
 
 def lowered_copy(
@@ -58,6 +60,9 @@ def _forms(model: nn.Module, chosen: Backend) -> tuple[dict[int, nn.Module], tup
                 visit(f"{path}.{name}" if path else name, child)
         if isinstance(module, Operator) and len(forms) == known:
             layers.append(LoweredLayer(path, type(module).__name__, "as it was"))
+        elif isinstance(module, RoutedLayer) or (isinstance(module, MoeMlp) and not module.form.mixes_tokens):
+            form = "one expert after the other, the multiply expert as it was"
+            layers.append(LoweredLayer(path, type(module).__name__, form))
 
     with torch.no_grad():
         visit("", model)

@@ -1,6 +1,7 @@
 """The largest input magnitude that each layer meets in one run: what a static activation scale must cover."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from reparam.errors import BackendError, first_line
 from reparam.modes import evaluating
 from reparam.ops.adder_layer import AdderLayer
+from reparam.ops.moe import MoeMlp
+from reparam.ops.routed_layer import RoutedLayer
 from reparam.ops.shift_layer import ShiftLayer
 
 _OBSERVED = (ShiftLayer, AdderLayer, nn.Linear, nn.Conv2d)
@@ -28,15 +31,16 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
     """
     found: dict[nn.Module, Tensor] = {}
 
-    def observe(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0]
+    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        layer = module.multiply if isinstance(module, RoutedLayer) else module
         if x.numel():
             largest = x.detach().abs().amax().float()
-            found[module] = torch.maximum(found[module], largest) if module in found else largest
+            found[layer] = torch.maximum(found[layer], largest) if layer in found else largest
 
-    hooks = [m.register_forward_pre_hook(observe) for m in model.modules() if isinstance(m, _OBSERVED)]
+    hooks = [m.register_forward_pre_hook(observe, with_kwargs=True) for m in model.modules() if _is_observed(m)]
     try:
-        with evaluating(model):
+        with evaluating(model), _gathering(model):
             model(*inputs)
     except Exception as error:  # whatever a forward raises for what it does not take
         raise BackendError(f"calibration: the model does not run on these inputs: {first_line(error)}") from error
@@ -51,3 +55,22 @@ def input_ranges(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Ten
                 "covers; look at the calibration's inputs, or at the weights before this layer"
             )
     return {module: largest for module, largest in found.items() if largest}
+
+
+def _is_observed(module: nn.Module) -> bool:
+    # A routed 1x1 convolution multiplies by its weight and is never called; all its tokens pass the module around it.
+    return isinstance(module, _OBSERVED) or (isinstance(module, RoutedLayer) and isinstance(module.multiply, nn.Conv2d))
+
+
+@contextmanager
+def _gathering(model: nn.Module) -> Iterator[None]:
+    """While open, mixtures call the layers of each expert, on that expert's tokens alone."""
+    mixtures = [module for module in model.modules() if isinstance(module, MoeMlp | RoutedLayer)]
+    options = [mixture.options for mixture in mixtures]
+    for mixture in mixtures:
+        mixture.options = mixture.options.model_copy(update={"dispatch": "gather"})
+    try:
+        yield
+    finally:
+        for mixture, own in zip(mixtures, options, strict=True):
+            mixture.options = own

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from reparam.cost.instructions import instruction_sets
+from reparam.cost.instructions import instruction_sets, saturates
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,20 @@ def test_sets_are_read_from_the_flags(text: str, wanted: tuple[str, ...], monkey
     monkeypatch.setattr(Path, "read_text", lambda path, **options: text)
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     assert instruction_sets() == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("flags: avx2", True),
+        ("flags: avx2 avx512f", True),
+        ("flags: avx2 avx512f avx512_vnni", False),
+        ("flags: avx2 avx_vnni", False),
+        ("Features: asimd asimddp", False),
+    ],
+)
+def test_only_x86_without_vnni_adds_two_int8_products_in_16_bits(
+    flags: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: flags)
+    assert saturates() is wanted

@@ -265,6 +265,8 @@ def test_a_weight_of_other_sizes_is_refused(outputs: int) -> None:
 def test_activations_of_other_types_are_refused() -> None:
     with pytest.raises(ReparamError, match=r"take float32, not torch\.float16"):
         integer_linear(tokens(2, 6).half(), pack_weight(weights(17, 6)), torch.ones(17), None, None)
+    with pytest.raises(ReparamError, match=r"codes in int8, not torch\.float32"):  # four of whose bytes are no codes
+        integer_matmul(tokens(2, 6), pack_weight(weights(17, 6)), 17)
 
 
 def test_a_scale_or_bias_of_another_type_size_or_device_is_refused() -> None:

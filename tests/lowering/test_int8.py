@@ -11,11 +11,12 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 import reparam
-from reparam.errors import BackendError, OptionError
+from reparam.errors import BackendError
 from reparam.lowering.base import LoweringSettings
 from reparam.lowering.grouped_experts import GroupedExperts
+from reparam.lowering.integer_experts import GroupedIntegerLinear
 from reparam.lowering.integer_layers import IntegerShiftLinear
-from reparam.lowering.integer_weight import shift_parts
+from reparam.lowering.integer_weight import rounded_weight, shift_parts
 from reparam.lowering.lower import lowered_copy
 from reparam.lowering.ranges import input_ranges
 from reparam.ops.adder_conv2d import AdderConv2d, AdderConv2dOptions
@@ -97,6 +98,19 @@ def test_every_operator_gives_values_near_its_own(cls: type[Operator], example: 
     out, wanted = lowered(operator, ranges=input_ranges(operator, inputs))(*inputs), operator(*inputs)
     assert out.shape == wanted.shape
     assert (out - wanted).norm() <= 0.03 * wanted.norm()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+@pytest.mark.parametrize("terms", [1, 2])
+def test_an_output_without_any_weight_is_its_bias_however_large_the_inputs(bits: int, terms: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(3, 8)
+    weight[1] = 0
+    layer, x = linear(weight, bits=bits, terms=terms), 1e6 * torch.randn(5, 8)
+    out = lowered(layer)(x)
+    assert torch.equal(out[:, 1], layer.bias[1].expand(5))  # type: ignore[index]
+    assert (out - layer(x)).norm() < 0.02 * layer(x).norm()
+    assert [part.scale.isfinite().all().item() for part in shift_parts(layer, largest=127)] == [True]
 
 
 def test_inputs_without_a_grid_get_a_step_for_each_row() -> None:
@@ -268,8 +282,29 @@ def test_a_mixture_runs_as_grouped_products_and_sends_tokens_where_its_router_do
     assert (swapped(images(8)) - wanted).norm() > 2 * (out - wanted).norm()
 
 
+@given(tokens=st.integers(1, 40), width=st.sampled_from([5, 8, 21]), bits=st.integers(3, 5), seed=st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_in_a_mixture_each_layer_gives_the_bits_that_its_own_integer_layer_gives(
+    tokens: int, width: int, bits: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    multiply, shift = nn.Linear(width, 7), linear(torch.randn(7, width), bits=bits)
+    (own,), rounded = shift_parts(shift, largest=127), rounded_weight(multiply)
+    grouped, rows = GroupedIntegerLinear(multiply, shift, own, {}), torch.randn(tokens, width)
+    first = int(torch.randint(tokens + 1, ()))
+    out = grouped(rows, torch.tensor([first]))
+    assert torch.equal(out[first:], lowered(shift)(rows[first:]))
+    step = torch.exp2(torch.ceil(torch.log2(rows[:first].abs().amax(1, keepdim=True).double() / 127)))
+    codes = torch.round(rows[:first].double() / step).clamp(-128, 127)
+    wanted = (codes @ rounded.values.double().T) * step * rounded.scale.double() + multiply.bias.double()
+    torch.testing.assert_close(out[:first].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_multiply_experts_stay_in_float32_when_asked() -> None:
     lowering = reparam.lower(converted("shiftaddvit"), "int8", experts="float32")
+    mixtures = [layer for layer in lowering.layers if layer.type == "MoeMlp"]
+    assert {layer.form for layer in mixtures} == {"one expert after the other, the multiply expert as it was"}
+    assert len(mixtures) == 2
     assert not any(isinstance(module, GroupedExperts) for module in lowering.model.modules())
     assert any(isinstance(module, IntegerShiftLinear) for module in lowering.model.modules())
     assert torch.isfinite(lowering.model(images())).all()
@@ -295,18 +330,6 @@ def test_a_calibration_that_the_model_does_not_take_is_told() -> None:
     model = nn.Sequential(linear(torch.randn(4, 4)))
     with pytest.raises(BackendError, match=r"^calibration: the model does not run on these inputs: [^\n]+$"):
         reparam.lower(model, "int8", calibration=torch.ones(2, 5))
-
-
-@pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ({"experts": "int4"}, 'experts "int4": wanted int8 or float32'),
-        ({"calibration": [1]}, "wanted one batch .* a list"),
-    ],
-)
-def test_arguments_of_another_kind_are_refused(chosen: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        reparam.lower(nn.Identity(), "int8", **chosen)
 
 
 def test_a_calibration_leaves_the_converted_model_as_it_was() -> None:

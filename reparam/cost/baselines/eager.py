@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from reparam.cost.baselines.base import REFERENCE, Inapplicable, Run, baseline
 from reparam.cost.workload import Workload
+from reparam.ops.conv_form import ConvAttributes
+
+#: Operators and lowered forms of convolutions are no `nn.Conv2d`.
+_CONVOLUTIONS = (nn.Conv2d, ConvAttributes)
 
 
 @baseline(REFERENCE, title="eager, fp32", dtype="float32", in_torch=True)
@@ -34,7 +38,7 @@ def bf16(dense: Workload) -> Run:
 
 def wants_channels_last(dense: Workload) -> bool:
     """Whether a model is a convolutional network; a patch embedding alone makes none."""
-    return dense.batch.dim() == 4 and sum(isinstance(module, nn.Conv2d) for module in dense.model.modules()) > 1
+    return dense.batch.dim() == 4 and sum(isinstance(module, _CONVOLUTIONS) for module in dense.model.modules()) > 1
 
 
 def laid_out(dense: Workload) -> tuple[nn.Module, Tensor]:
@@ -43,7 +47,8 @@ def laid_out(dense: Workload) -> tuple[nn.Module, Tensor]:
         return dense.model, dense.batch
     model = copy.deepcopy(dense.model)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):  # a lowered model has other tensors of four axes and more, in its own order
+        # A lowered model has other tensors of four axes and more, in its own order.
+        if isinstance(module, _CONVOLUTIONS) and isinstance(module.weight, nn.Parameter):
             module.to(memory_format=torch.channels_last)
     return model, dense.batch.to(memory_format=torch.channels_last)
 

@@ -3,9 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from reparam.cost.baselines.base import Run, baseline, hushed, want_cpu, want_packages
+from reparam.cost.instructions import saturates
 from reparam.cost.workload import Workload
 
 
@@ -30,8 +29,8 @@ def onnxruntime_int8(dense: Workload) -> Run:
             folder / "int8.onnx",
             weight_type=QuantType.QInt8,
             per_channel=True,
-            # Without 512-bit instructions sums of two products saturate at 16 bits; one bit less does not.
-            reduce_range=torch.backends.cpu.get_cpu_capability() != "AVX512",
+            # Without VNNI, sums of two products saturate at 16 bits on x86; with one bit less they do not.
+            reduce_range=saturates(),
         )
     return _session_run(folder / "int8.onnx", dense)
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reparam
 from reparam.cost.baselines.base import BASELINES, Inapplicable
 from reparam.cost.baselines.eager import laid_out
 from reparam.cost.workload import Workload
-from tests.pico import cnn, images, vit
+from reparam.lowering.plain import PlainShiftConv2d
+from tests.pico import cnn, convert, images, recipe, vit
 
 
 class Sees(nn.Module):
@@ -76,6 +78,20 @@ def test_only_convolutions_are_laid_out_anew() -> None:
     assert laid.get_buffer("tiles").is_contiguous()
     kernels = [module.weight for module in laid.modules() if isinstance(module, nn.Conv2d)]
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_lowered_convolutions_are_laid_out_as_dense_ones_are_and_packed_ones_as_they_were() -> None:
+    model = convert(cnn(), recipe([{"match": {"kind": "conv2d"}, "operator": "shift_conv2d"}]))
+    for backend in ("float32", "int8"):
+        form = reparam.lower(model, backend).model
+        before = {name: tensor.stride() for name, tensor in form.named_buffers()}
+        with Workload(form, images(), threads=1) as converted:
+            laid, batch = laid_out(converted)
+            assert batch.is_contiguous(memory_format=torch.channels_last)
+            assert torch.allclose(laid(batch), form(images()), atol=1e-5)
+        assert {name: tensor.stride() for name, tensor in laid.named_buffers()} == before
+        kernels = [module.weight for module in laid.modules() if isinstance(module, nn.Conv2d | PlainShiftConv2d)]
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 @pytest.mark.parametrize("make", [vit, cnn], ids=["vit", "cnn"])
