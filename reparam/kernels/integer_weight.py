@@ -19,7 +19,7 @@ from reparam.kernels.geometry import Geometry
 
 PANEL, OCTET = 16, 8
 #: Products of two weights up to this and unsigned bytes have sums below 2**15.
-_LARGEST_BYTE = 64
+LARGEST_BYTE = 64
 _INT8 = 127
 
 
@@ -29,12 +29,17 @@ def pack_weight(values: Tensor, *, largest: int = _INT8) -> Tensor:
     Returns:
         (..., ceil(O / 16), 1 + ceil(I / 4), 16, 4) int8, or (..., ceil(O / 16), ceil(I / 2), 16, 2) int16; contiguous.
     """
-    low, high = torch.aminmax(values)
-    if largest > _INT8 or low < -_LARGEST_BYTE or high > _LARGEST_BYTE:
+    if largest > _INT8 or not fits_bytes(values):
         return _panels(values, 2)
     sums = F.pad(values.sum(-1, dtype=torch.int32) * -128, (0, -values.shape[-2] % PANEL))
     head = sums.unflatten(-1, (-1, 1, PANEL, 1)).view(torch.int8)
     return torch.cat([head, _panels(values.to(torch.int8), 4)], dim=-3)
+
+
+def fits_bytes(values: Tensor) -> bool:
+    """Whether integer weights can be packed as int8, for 8-bit codes."""
+    low, high = torch.aminmax(values)
+    return bool(low >= -LARGEST_BYTE and high <= LARGEST_BYTE)
 
 
 def _panels(values: Tensor, group: int) -> Tensor:

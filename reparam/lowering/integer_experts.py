@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.kernels.integer_linear import grouped_integer_linear
-from reparam.kernels.integer_weight import pack_weight
+from reparam.kernels.integer_weight import LARGEST_BYTE, fits_bytes, pack_weight
 from reparam.lowering.grouped_experts import GroupedExperts, GroupedLayer, grouped_experts, is_grouped_alike
 from reparam.lowering.input_codes import INT8
 from reparam.lowering.integer_weight import IntegerWeight, rounded_weight, shift_parts
@@ -29,7 +29,9 @@ class GroupedIntegerLinear(GroupedLayer):
     ) -> None:
         super().__init__()
         assert isinstance(multiply, nn.Linear | nn.Conv2d)
-        both = (rounded_weight(multiply), own)
+        # Both are in one layout. Bytes take less time than 16-bit words, and hold what a 4-bit shift weight needs; the
+        # multiply expert's 64 steps in the place of 127 cost little (docs/design.md).
+        both = (rounded_weight(multiply, largest=LARGEST_BYTE if fits_bytes(own.values) else INT8), own)
         self.register_buffer("packed", pack_weight(torch.stack([part.values for part in both])))
         self.register_buffer("scale", torch.stack([part.scale for part in both]))
         biases = [bias.detach() for bias in (multiply.bias, shift.bias) if bias is not None]

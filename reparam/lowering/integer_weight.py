@@ -75,10 +75,9 @@ def _fits(values: Tensor, largest: int) -> bool:
     return not values.numel() or bool(magnitude.max() <= _LARGEST_WEIGHT and sums.max() <= _LARGEST_SUM)
 
 
-def rounded_weight(layer: nn.Linear | nn.Conv2d, *, bits: int = 8) -> IntegerWeight:
-    """Rounds a dense weight to the nearest of 2**bits - 1 values, symmetric, with a float scale for each output."""
+def rounded_weight(layer: nn.Linear | nn.Conv2d, *, largest: int) -> IntegerWeight:
+    """Rounds a dense weight to whole numbers up to `largest`, symmetric, with a float scale for each output."""
     weight = layer.weight.detach().float().flatten(1)
-    largest = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / largest
     values = torch.round(weight / scale[:, None]).clamp(-largest, largest)
     return IntegerWeight(values.to(torch.int16), scale)
