@@ -66,7 +66,7 @@ def open_dense(
             folder=Path(),
             allow_partial=allow_partial,
         )
-    refuse_shape(source, shape)
+    refuse_shape(source, shape, weights=weights)
     folder = Path(source)
     plan = read_record(folder).plan
     if plan is not None and not plan.steps:  # trained by a recipe that converts nothing: dense itself

@@ -81,7 +81,7 @@ def evaluate(
         check_confusion_file(confusion)
     shape = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "model_kwargs": model_kwargs}
     if is_checkpoint(source):
-        refuse_shape(source, shape)
+        refuse_shape(source, shape, weights=weights)
         check_file(Path(source) / EVALUATION_NAME)
         where, answerer = pick_device(device), open_checkpoint(Path(source), data, base=base)
     elif is_model_file(source):
@@ -141,12 +141,15 @@ def format_by(spec: ModelSpec, plan: Plan | None, data: DataSettings) -> ImageFo
     return image_format(data, input_size=_known(size, spec.name), model=spec.data)
 
 
-def refuse_shape(source: str | Path, shape: Mapping[str, object]) -> None:
-    """Raises ModelError for arguments that shape a model, given for one that exists."""
-    given = [name for name, value in shape.items() if value]
+def refuse_shape(source: str | Path, shape: Mapping[str, object], *, weights: str = "hub") -> None:
+    """Raises ModelError for arguments that shape a model, given for one that exists; weights other than its own too."""
+    given = [name for name, value in {**shape, "weights": "" if weights == "hub" else weights}.items() if value]
     if given:
-        verb = "shapes" if len(given) == 1 else "shape"
-        raise ModelError(f"{', '.join(given)} {verb} a model when it is made; {source} is made already")
+        verb, them = ("shapes", "it") if len(given) == 1 else ("shape", "them")
+        raise ModelError(
+            f"{', '.join(given)} {verb} a model when it is made; {source} is made already, with weights of its own. "
+            f"Leave {them} out, or name the model that it was made from."
+        )
 
 
 def open_checkpoint(folder: Path, data: DataSettings, *, base: nn.Module | Callable[[], nn.Module] | None) -> Answerer:
@@ -165,7 +168,7 @@ def open_named(name: str, data: DataSettings, *, weights: str, shape: dict[str, 
 def _of_file(name: str, data: DataSettings, *, device: str | None, weights: str, shape: dict[str, Any]) -> Answerer:
     sides = {key: shape[key] for key in ("img_size", "in_chans")}
     others = {key: value for key, value in shape.items() if key not in sides}
-    refuse_shape(name, {**others, "weights": "" if weights == "hub" else weights})
+    refuse_shape(name, others, weights=weights)
     if device not in (None, "cpu"):
         raise ModelError(f"{name}: an exported file is run on the CPU; leave --device {device} out")
     model = open_model_file(name)

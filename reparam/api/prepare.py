@@ -58,7 +58,7 @@ def prepare(
     set_seed(resolve_settings(given).seed)  # random weights of a named model, too, are the seed's
     shape = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "model_kwargs": model_kwargs}
     if is_checkpoint(source):
-        refuse_shape(source, shape)
+        refuse_shape(source, shape, weights=weights)
         folder = Path(source) if out is None else Path(out)
         with main_first() as first:  # all come here, whatever a late one finds in the folder
             if first and not (resume and is_checkpoint(folder)):

@@ -88,7 +88,7 @@ def verify(
     settings = data or DataSettings()
     shape = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "model_kwargs": model_kwargs}
     if all(is_checkpoint(side) or isinstance(side, nn.Module) for side in (a, b)):
-        refuse_shape(_name(a), shape)
+        refuse_shape(_name(a), shape, weights=weights)
     sides = [_open(side, settings, weights=weights, shape=shape, base=base) for side in (a, b)]
     fed, words = images_for(_common_format(sides), settings, count=images)
     together = min([_TOGETHER, *(side.batch_size for side in sides if side.batch_size)])

@@ -91,6 +91,13 @@ def test_arguments_that_shape_a_model_are_refused_for_a_checkpoint(run: Path, da
         evaluate(run, data=data, img_size=8, in_chans=1, **HERE)
 
 
+def test_weights_are_refused_for_a_checkpoint_which_has_its_own(run: Path, data: DataSettings) -> None:
+    with pytest.raises(
+        ModelError, match=r"weights shapes a model .* weights of its own\. Leave it out, or name the model"
+    ):
+        evaluate(run, data=data, weights="none", **HERE)
+
+
 def test_a_folder_that_is_not_reparams_is_refused(tmp_path: Path, data: DataSettings) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not a reparam checkpoint"):

@@ -288,6 +288,11 @@ def test_arguments_that_shape_a_model_are_refused_for_a_run(data: DataSettings, 
         finetune(converted.out, data=data, num_classes=5, device=DEVICE)
 
 
+def test_weights_are_refused_for_a_run_which_has_its_own(data: DataSettings, converted: FinetuneResult) -> None:
+    with pytest.raises(ModelError, match=r"weights shapes a model .* Leave it out, or name the model"):
+        finetune(converted.out, data=data, weights="none", device=DEVICE)
+
+
 def test_a_dense_checkpoint_is_not_a_run(data: DataSettings, converted: FinetuneResult) -> None:
     with pytest.raises(CheckpointError, match="holds a dense model and not a run"):
         finetune(converted.out / "dense", data=data, device=DEVICE)

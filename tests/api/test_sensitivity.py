@@ -224,6 +224,8 @@ def test_bad_input_is_refused_before_the_work(run: Path, data: DataSettings, tmp
         sensitivity("model.onnx", "shiftaddvit", data=data, **HERE)
     with pytest.raises(ModelError, match="img_size shape"):
         sensitivity(run, data=data, img_size=8, **HERE)
+    with pytest.raises(ModelError, match="weights shapes"):
+        sensitivity(run, data=data, weights="none", **HERE)
     with pytest.raises(RecipeError, match="overrides change one recipe"):
         sensitivity(run, ["addernet", "shiftaddvit"], data=data, overrides=["stage.0.name=a"], **HERE)
     with pytest.raises(PlanError, match="nothing to measure"):

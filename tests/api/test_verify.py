@@ -127,6 +127,7 @@ def test_a_module_that_is_in_training_or_says_no_size_is_told(model: nn.Module) 
         pytest.param({"tolerance": -1.0}, OptionError, "tolerance of at least 0", id="negative tolerance"),
         pytest.param({"tolerance": float("nan")}, OptionError, "tolerance of at least 0", id="no number"),
         pytest.param({"num_classes": 3}, ModelError, "num_classes shapes a model when it is made", id="a shape"),
+        pytest.param({"weights": "none"}, ModelError, "weights shapes a model when it is made", id="weights"),
         pytest.param({"b": "nowhere.pt2"}, ModelError, "nowhere.pt2: no such file", id="no file"),
         pytest.param({"b": "runs/nowhere"}, ModelError, "no such file or folder", id="no run"),
     ],
