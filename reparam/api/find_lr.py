@@ -6,7 +6,7 @@ from typing import Any
 
 from reparam.api.prepare import prepare
 from reparam.api.run import Base
-from reparam.api.stage import find_teacher, start_stage
+from reparam.api.stage import distilled_points, find_teacher, start_stage
 from reparam.atomic import write_text
 from reparam.processes import is_main
 from reparam.recipe.data_settings import DataSettings
@@ -69,9 +69,16 @@ def find_lr(
     i, chosen = next(iter(resolved.items()))
     loaders = make_loaders(data, chosen, image=run.image, num_classes=run.num_classes, device=run.device)
     model, teacher = start_stage(run, i, chosen, loaders, told), find_teacher(run, chosen, told)
+    points = distilled_points(run, i, model, chosen, told) if teacher is not None else ()
     told.message("testing learning rates; nothing is trained")
     test = run_rate_test(
-        model, loaders, settings=chosen, num_classes=run.num_classes, device=run.device, teacher=teacher
+        model,
+        loaders,
+        settings=chosen,
+        num_classes=run.num_classes,
+        device=run.device,
+        teacher=teacher,
+        feature_points=points,
     )
     if not is_main():
         return test

@@ -61,7 +61,7 @@ def train_stage(
         num_classes=run.num_classes,
         device=run.device,
         teacher=teacher,
-        feature_points=_feature_points(run, i, model, settings, progress) if teacher is not None else (),
+        feature_points=distilled_points(run, i, model, settings, progress) if teacher is not None else (),
         stage=name,
         save=run.saver(i),
         keep=lambda state: write_state(run.folder / RECOVERY, state, keep=settings.checkpoint_hist),
@@ -126,6 +126,23 @@ def find_teacher(run: Run, settings: TrainSettings, progress: Progress) -> nn.Mo
     return run.dense
 
 
+def distilled_points(
+    run: Run, i: int, model: nn.Module, settings: TrainSettings, progress: Progress
+) -> tuple[str, ...]:
+    """Where a stage's model learns the features of the dense original, which is told; empty when it does not."""
+    if not settings.feature_loss_weight:
+        return ()
+    points = feature_points(
+        model,
+        run.dense,
+        [step.site.path for step in run.plan.stages[i].steps],
+        images=torch.zeros(2, *run.image.input_size, device=run.device),
+        kind=settings.feature_points,
+    )
+    progress.message(f"distilling the features of {', '.join(points)}")
+    return points
+
+
 def _untrained(run: Run, i: int, settings: TrainSettings) -> nn.Module:
     set_seed(settings.seed)
     return run.stage_model(i)
@@ -167,18 +184,3 @@ def _fit_to_dense_(
     if fitted.correlations:
         mean = statistics.fmean(fitted.correlations.values())
         progress.message(f"{len(fitted.correlations)} layers fitted on {fitted.images} images: correlation {mean:.2f}")
-
-
-def _feature_points(run: Run, i: int, model: nn.Module, settings: TrainSettings, progress: Progress) -> tuple[str, ...]:
-    """Where the features of a stage are distilled, which is told; empty when they are not."""
-    if not settings.feature_loss_weight:
-        return ()
-    points = feature_points(
-        model,
-        run.dense,
-        [step.site.path for step in run.plan.stages[i].steps],
-        images=torch.zeros(2, *run.image.input_size, device=run.device),
-        kind=settings.feature_points,
-    )
-    progress.message(f"distilling the features of {', '.join(points)}")
-    return points

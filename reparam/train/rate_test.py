@@ -133,6 +133,7 @@ def run_rate_test(
     num_classes: int,
     device: torch.device,
     teacher: nn.Module | None = None,
+    feature_points: Sequence[str] = (),
     steps: int = STEPS,
 ) -> RateTest:
     """Runs the range test on a copy of a model, by a stage's settings and its whole loss; the model is left alone.
@@ -144,6 +145,7 @@ def run_rate_test(
         num_classes: outputs of the model.
         device: where to train.
         teacher: the dense original, or None.
+        feature_points: as for `Trainer`.
         steps: at most so many, and never more than an epoch has.
     Raises:
         OptionError: settings that the model, timm or the device does not take, or fewer than 2 steps in an epoch.
@@ -157,6 +159,7 @@ def run_rate_test(
         num_classes=num_classes,
         device=device,
         teacher=teacher,
+        feature_points=feature_points,
         progress=driver,
     )
     sweep = RateSweep(steps=min(steps, trainer.schedule.steps))

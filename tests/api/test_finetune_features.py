@@ -5,6 +5,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+from reparam.api.find_lr import find_lr
 from reparam.api.finetune import finetune
 from reparam.errors import OptionError
 from reparam.recipe.data_settings import DataSettings
@@ -49,6 +50,25 @@ def test_each_stage_distils_the_features_around_what_it_converts(
         "distilling the features of blocks.0.attn, blocks.0",  # its projections, and the MLP
     ]
     assert all(float(row["feature_loss"]) > 0 and row["distill_loss"] == "" for row in rows(tmp_path / "run"))
+
+
+def test_a_rate_test_follows_the_loss_with_its_features(data: DataSettings, weights: str, tmp_path: Path) -> None:
+    def first_loss(weight: float) -> float:
+        test = find_lr(
+            MODEL,
+            recipe="shiftaddvit",
+            data=data,
+            settings={**QUICK, "distill_loss_weight": 0.0, "feature_loss_weight": weight},
+            weights=weights,
+            out=tmp_path / "run",
+            device=DEVICE,
+            **SHAPE,
+        )
+        return test.losses[0]
+
+    without, once, twice = map(first_loss, (0.0, 1e5, 2e5))  # at random weights a block hardly changes its input
+    assert once > without
+    assert twice - without == pytest.approx(2 * (once - without), rel=1e-3)
 
 
 def test_a_random_original_does_not_teach_features_either(data: DataSettings, tmp_path: Path) -> None:

@@ -143,6 +143,19 @@ def test_the_trainer_takes_each_rate_for_one_step() -> None:
     assert test.rates[-1] == pytest.approx(1.0)
 
 
+def test_the_loss_is_that_of_features_too() -> None:
+    torch.manual_seed(0)
+    model, teacher = (nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)) for _ in range(2))
+    settings = replace(PLAIN, smoothing=0.0, distill_loss_weight=0.0, feature_loss_weight=0.5)
+    loaders = batches(3)
+    images, labels = loaders.train[0]
+    wanted, got = teacher[0](images), model[0](images)
+    features = ((got - wanted) ** 2).mean() / wanted.var(correction=0)
+    expected = nn.functional.cross_entropy(model(images), labels) + 0.5 * features
+    test = run(model, loaders, settings, teacher=teacher, feature_points=("0",))
+    assert test.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_the_model_is_left_as_it_was(make_vit: Callable[..., VisionTransformer]) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
