@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def is_launched() -> bool:
@@ -40,6 +43,14 @@ def sum_over_processes_(values: Tensor) -> Tensor:
     if _is_initialised() and values.numel():
         dist.all_reduce(values)
     return values
+
+
+def of_all_processes(value: T) -> list[T]:
+    """What every process has for a small value that can be pickled, in their order; all must ask together."""
+    found: list[Any] = [value] * process_count()
+    if _is_initialised():
+        dist.all_gather_object(found, value)
+    return found
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from reparam.processes import process_count, process_index
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.settings import TrainSettings
 from reparam.train.epochs import EpochLoader, StreamLoader
-from reparam.train.order import EpochOrder
+from reparam.train.order import EpochOrder, Place
 from reparam.train.resident import Resident, ResidentEvaluation, ResidentTraining, check_augmentation
-from reparam.train.splits import Split, check_classes, missing_classes, open_split
+from reparam.train.splits import Samples, Split, check_classes, missing_classes, open_split
 
 #: Images that are decoded before they are normalised together.
 _SAMPLED_TOGETHER = 32
@@ -120,10 +120,10 @@ def _resident_loaders(
     """Loaders of images that are all decoded here, once, by the loader processes."""
     check_augmentation(settings)
     workers = settings.workers
-    held = _held(train, image=replace(image, crop_pct=1.0), workers=workers, device=device)
+    held = _held(train, image=replace(image, crop_pct=1.0), workers=workers, device=device, is_training=True)
     order = EpochOrder(len(held.images), seed=settings.seed, process=process_index(), processes=process_count())
     return Loaders(
-        train=ResidentTraining(held, order, settings, process=process_index()),
+        train=ResidentTraining(held, order, settings, process=process_index(), unreadable=_samples(train).unreadable()),
         val=ResidentEvaluation(
             _held(val, image=image, workers=workers, device=device),
             batch_size=eval_batch,
@@ -133,11 +133,21 @@ def _resident_loaders(
     )
 
 
-def _held(split: Split, *, image: ImageFormat, workers: int, device: torch.device) -> Resident:
+def _held(
+    split: Split, *, image: ImageFormat, workers: int, device: torch.device, is_training: bool = False
+) -> Resident:
+    samples = _samples(split)
+    loader = _loader(split, image=image, batch_size=256, workers=workers, device=device, **_evaluation(image))
+    if is_training:  # by their places: only there may an image stand in for one that cannot be read
+        loader.batch_sampler.sampler = [Place(epoch=0, image=index) for index in range(len(samples))]
+    batches = read_batches(loader.loader, device=torch.device("cpu"))
+    return Resident.of(batches, mean=image.mean, std=image.std, device=device)
+
+
+def _samples(split: Split) -> Samples:
     if isinstance(split.images, IterableDataset):
         raise OptionError(f"in_memory: {split.where} is a stream, which cannot be held; leave in_memory out")
-    loader = _loader(split, image=image, batch_size=256, workers=workers, device=device, **_evaluation(image))
-    return Resident.of(loader.loader, mean=image.mean, std=image.std, device=device)
+    return split.images
 
 
 def make_eval_loader(

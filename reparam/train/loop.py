@@ -18,9 +18,10 @@ from reparam.errors import DataError, TrainError
 from reparam.ops.routing import set_noise_
 from reparam.processes import is_main, process_index, sum_over_processes_
 from reparam.recipe.settings import TrainSettings
+from reparam.train.bad_images import BadImages
 from reparam.train.data import Loaders, read_batches
 from reparam.train.engine import Engine, image_shares
-from reparam.train.epochs import MicroBatch, Seekable, open_epoch
+from reparam.train.epochs import MicroBatch, open_epoch
 from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.interrupt import Interrupt
 from reparam.train.meter import Figures, Meter
@@ -110,7 +111,8 @@ class Trainer:
         self._is_start_kept = not trains_routers(model)
         self._interrupt = Interrupt()
         self._started = self._reported = 0.0
-        self._resumed_updates = self._bad_images = 0
+        self._resumed_updates = 0
+        self._bad_images = BadImages(loaders.train, most=settings.max_bad_images, progress=self.progress)
 
     @property
     def kept_model(self) -> nn.Module:
@@ -158,7 +160,7 @@ class Trainer:
                 self.meter.clear()
                 self.recorder.clear()
                 self._save(is_best=report.is_best)
-                self._tell_of_bad_images()
+                self._bad_images.tell()
                 # Before the state is kept: what was told beyond a state is dropped when a run is resumed from it.
                 self.progress.epoch_finished(report)
                 self._keep()
@@ -277,13 +279,6 @@ class Trainer:
             )
         )
         self._reported = now
-
-    def _tell_of_bad_images(self) -> None:
-        names = self.loaders.train.unreadable() if isinstance(self.loaders.train, Seekable) else ()
-        if len(names) > self._bad_images:
-            self._bad_images = len(names)
-            some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            self.progress.message(f"training images that cannot be read ({len(names)} so far) were left out: {some}")
 
     def _not_finite(self, loss: Tensor, norm: Tensor | None, micro_batches: list[MicroBatch]) -> str:
         what = f"the loss is {loss.item()}" if norm is None or not loss.isfinite() else f"the gradient is {norm.item()}"

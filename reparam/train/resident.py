@@ -70,12 +70,22 @@ class ResidentTraining:
         order: of its images, for this process.
         settings: batch size, seed, and the augmentation.
         process: which process this is.
+        unreadable: names of the images that others stand in for.
     Raises:
         OptionError: an augmentation that works image by image.
     """
 
-    def __init__(self, held: Resident, order: EpochOrder, settings: TrainSettings, *, process: int = 0) -> None:
+    def __init__(
+        self,
+        held: Resident,
+        order: EpochOrder,
+        settings: TrainSettings,
+        *,
+        process: int = 0,
+        unreadable: tuple[str, ...] = (),
+    ) -> None:
         check_augmentation(settings)
+        self._unreadable = unreadable
         self._held, self._order, self._settings, self._process = held, order, settings, process
         self._epoch = self._done = 0
         self._length = len(order) // settings.batch_size
@@ -100,8 +110,8 @@ class ResidentTraining:
         return self._length
 
     def unreadable(self) -> tuple[str, ...]:
-        """None: an image that cannot be read ends the run when all are decoded."""
-        return ()
+        """Names of the images that could not be read when all were decoded."""
+        return self._unreadable
 
     def _augmented(self, images: Tensor, batch: int) -> Tensor:
         settings = self._settings

@@ -11,9 +11,10 @@ from reparam.errors import DataError, OptionError
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, image_format, make_loaders
-from reparam.train.epochs import open_epoch
+from reparam.train.epochs import Seekable, open_epoch
 from reparam.train.order import EpochOrder
 from reparam.train.resident import Resident, ResidentEvaluation, ResidentTraining
+from tests.train.pico import draw_folder
 
 CPU = torch.device("cpu")
 HELD = TrainSettings(batch_size=6, workers=0, in_memory=True, no_aug=True)
@@ -104,6 +105,41 @@ def test_processes_share_the_evaluation_without_repeats() -> None:
     parts = [ResidentEvaluation(held, batch_size=4, first=r, step=3) for r in range(3)]
     labels = [label for part in parts for _, batch in part for label in batch.tolist()]
     assert sorted(labels) == list(range(13))
+
+
+def spoilt(folder: Path, *names: str) -> DataSettings:
+    for name in names:
+        (folder / "train" / name).write_bytes(b"no image")
+    return DataSettings(data_dir=str(folder), mean=(0.5,), std=(0.5,), train_interpolation="bilinear", crop_pct=1.0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_as_many_bad_images_as_allowed_are_left_out_and_named(tmp_path: Path, workers: int) -> None:
+    data = spoilt(draw_folder(tmp_path), "dark/003.png", "light/011.png")
+    settings = replace(HELD, max_bad_images=2, workers=workers)
+    held, read = (loaders(data, replace(settings, in_memory=way)) for way in (True, False))
+    # The images that stand in are those of the loader that reads them in every epoch.
+    for one, other in zip(epoch(held, 2), epoch(read, 2), strict=True):
+        torch.testing.assert_close(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    for made in (held, read):
+        assert isinstance(made.train, Seekable)
+        names = [Path(name).parts[-2:] for name in made.train.unreadable()]
+        assert names == [("dark", "003.png"), ("light", "011.png")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_bad_image_more_than_allowed_is_told_in_one_line(tmp_path: Path, workers: int) -> None:
+    data = spoilt(draw_folder(tmp_path), "dark/003.png", "dark/005.png")
+    with pytest.raises(DataError, match=r"\A\S+dark/005\.png: cannot be read .* and 1 others cannot either[^\n]*\Z"):
+        loaders(data, replace(HELD, max_bad_images=1, workers=workers))
+
+
+def test_a_bad_image_is_never_left_out_of_an_evaluation(tmp_path: Path) -> None:
+    data = spoilt(draw_folder(tmp_path))
+    (tmp_path / "validation/dark/000.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"validation/dark/000\.png: cannot be read"):
+        loaders(data, replace(HELD, max_bad_images=5))
 
 
 def test_an_image_that_cannot_be_read_is_named(data: DataSettings, tmp_path: Path) -> None:
