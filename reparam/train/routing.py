@@ -56,15 +56,20 @@ class RoutingRecorder(Hooked):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The routers that ran, in the order of `tokens`."""
-        return tuple(self._multiplied)
+        """All routers, in the order of `tokens`."""
+        return tuple(self._routers)
 
     def tokens(self) -> Tensor:
-        """Returns (L, 2) int64: of each layer so far, tokens that took the multiply expert, and all tokens."""
-        if not self._multiplied:
+        """Returns (L, 2) int64: of each layer so far, tokens that took the multiply expert, and all tokens.
+
+        A router that did not run has its row, so that the counts of processes can be added up.
+        """
+        if not self._routers:
             return torch.zeros(0, 2, dtype=torch.int64)
-        multiplied = torch.stack(list(self._multiplied.values()))
-        return torch.stack([multiplied, multiplied.new_tensor([self._tokens[name] for name in self.layers])], dim=1)
+        device = next(iter(self._routers.values())).weight.device
+        none = torch.zeros((), dtype=torch.int64, device=device)
+        multiplied = torch.stack([self._multiplied.get(name, none).to(device) for name in self.layers])
+        return torch.stack([multiplied, multiplied.new_tensor([self._tokens.get(name, 0) for name in self.layers])], 1)
 
     def shares(self) -> dict[str, float]:
         """Returns layer -> share of its tokens so far that took the multiply expert; waits for the device.
@@ -75,7 +80,8 @@ class RoutingRecorder(Hooked):
 
     def state(self) -> dict[str, list[int]]:
         """Returns layer -> tokens that took the multiply expert, and all tokens, over all processes."""
-        return dict(zip(self.layers, sum_over_processes_(self.tokens()).tolist(), strict=True))
+        counts = zip(self.layers, sum_over_processes_(self.tokens()).tolist(), strict=True)
+        return {name: both for name, both in counts if any(both)}
 
     def load_state(self, state: Mapping[str, Sequence[int]]) -> None:
         """Counts on from `state`, which one process takes for all."""
@@ -110,5 +116,9 @@ def target_shares(model: nn.Module) -> dict[str, float]:
 
 
 def mult_shares(layers: Sequence[str], tokens: Tensor) -> dict[str, float]:
-    """Returns layer -> share of its tokens that took the multiply expert, of counts (L, 2); waits for the device."""
-    return {name: multiplied / every for name, (multiplied, every) in zip(layers, tokens.tolist(), strict=True)}
+    """Returns layer -> share of its tokens that took the multiply expert, of counts (L, 2); waits for the device.
+
+    Layers without tokens are left out.
+    """
+    counts = zip(layers, tokens.tolist(), strict=True)
+    return {name: multiplied / every for name, (multiplied, every) in counts if every}
