@@ -57,7 +57,10 @@ def of_all_processes(value: T) -> list[T]:
 def broadcast_from_main_(tensors: Iterable[Tensor]) -> None:
     """Gives every process the main one's values, in place; nothing to do for one process."""
     for tensor in tensors if _is_initialised() else ():
-        dist.broadcast(tensor, src=0)
+        dense = tensor.contiguous()  # which is all that every backend sends
+        dist.broadcast(dense, src=0)
+        if dense is not tensor:
+            tensor.copy_(dense)
 
 
 @contextmanager

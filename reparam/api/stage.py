@@ -17,6 +17,7 @@ from reparam.calibrate.records import CalibrationStep
 from reparam.checkpoint.record import read_record
 from reparam.checkpoint.recovery import newest_state, write_state
 from reparam.graph.records import Step
+from reparam.processes import broadcast_from_main_
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, first_images
 from reparam.train.evaluate import Evaluation, evaluate_model
@@ -105,11 +106,13 @@ def find_state(run: Run, i: int, progress: Progress) -> TrainState | None:
 
 
 def start_stage(run: Run, i: int, settings: TrainSettings, loaders: Loaders, progress: Progress) -> nn.Module:
-    """The model that a stage begins with: converted, fitted, its experts' latencies known."""
+    """The model that a stage begins with, the same in all processes: converted, fitted, expert latencies known."""
     model = _untrained(run, i, settings)
     _start_from_dense_(model, run, run.plan.stages[i].steps, loaders=loaders, progress=progress)
     if settings.fit_images:
         _fit_to_dense_(model, run, settings, loaders=loaders, progress=progress)
+    # Each process has fitted to images of its own; what is measured, averaged and trained is one model.
+    broadcast_from_main_([*model.parameters(), *model.buffers()])
     example_input = torch.zeros(settings.batch_size, *run.image.input_size, device=run.device)
     for line in set_expert_latencies_(model, settings.latency, example_input):
         progress.message(line)
