@@ -45,6 +45,13 @@ def sum_over_processes_(values: Tensor) -> Tensor:
     return values
 
 
+def max_over_processes_(values: Tensor) -> Tensor:
+    """Takes the largest of all processes in place, value by value; nothing to do for one process, or for no values."""
+    if _is_initialised() and values.numel():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
 def of_all_processes(value: T) -> list[T]:
     """What every process has for a small value that can be pickled, in their order; all must ask together."""
     found: list[Any] = [value] * process_count()

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from reparam.errors import OptionError, TrainError
-from reparam.processes import broadcast_from_main_, is_launched
+from reparam.processes import is_launched
 from reparam.recipe.settings import TrainSettings
 from reparam.suggest import did_you_mean
 from reparam.train.sharding import is_sharded
@@ -44,8 +45,6 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the model's logits (B, K) of images (B, C, H, W)."""
-        if is_sharded(self.model):  # whose buffers are whole and would drift apart; DDP does the same
-            broadcast_from_main_(self.model.buffers())
         logits: Tensor = self.model(images)
         return logits
 
@@ -60,7 +59,9 @@ class Engine:
         self._model, self._clip = model, settings.clip_grad
         self._gradients = StepGradients.of(model)
         # What is sharded is not to be copied to each process (DDP): Accelerate calls that evaluation mode.
-        self.student = self.accelerator.prepare_model(Student(model), evaluation_mode=is_sharded(model))
+        with warnings.catch_warnings():  # torch renames the option, and Accelerate has the old name alone
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            self.student = self.accelerator.prepare_model(Student(model), evaluation_mode=is_sharded(model))
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         if settings.torchcompile is not None:
             self.student = _compiled(self.student, settings.torchcompile)
@@ -182,7 +183,9 @@ def _accelerator(settings: TrainSettings, device: torch.device) -> Accelerator:
     if precision == "fp16" and device.type == "cpu":
         raise OptionError('amp_dtype = "float16" needs a GPU; on a CPU say amp_dtype = "bfloat16"')
     _forget_other_state(precision, device)
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    # Each process keeps what it observes until it is put together (`reparam.train.observed`).
+    copied = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[copied])
 
 
 def _forget_other_state(precision: str, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reparam.errors import DataError, TrainError
 from reparam.ops.routing import set_noise_
-from reparam.processes import is_main, process_index, sum_over_processes_
+from reparam.processes import broadcast_from_main_, is_main, process_index, sum_over_processes_
 from reparam.recipe.settings import TrainSettings
 from reparam.train.bad_images import BadImages
 from reparam.train.data import Loaders, read_batches
@@ -27,10 +27,11 @@ from reparam.train.interrupt import Interrupt
 from reparam.train.meter import Figures, Meter
 from reparam.train.nonfinite import first_nonfinite
 from reparam.train.objective import Objective, Terms
+from reparam.train.observed import share_observed_, share_ranges_
 from reparam.train.parameters import make_optimizer
 from reparam.train.progress import EpochReport, Progress, Silent, StepReport
 from reparam.train.randomness import Draw, seed_generators
-from reparam.train.regime import apply_regime_, average_norms_, make_mixup
+from reparam.train.regime import apply_regime_, make_mixup
 from reparam.train.routing import RoutingRecorder, trains_routers
 from reparam.train.schedule import make_schedule
 from reparam.train.sharding import WholeModel, gathered, load_state_, shard_
@@ -86,6 +87,8 @@ class Trainer:
         self.model, self.loaders, self.settings = model.to(device), loaders, settings
         self.device, self.stage, self.progress = device, stage, progress or Silent()
         self.save, self.keep = (save, keep) if is_main() else (None, None)
+        # Before the average is copied; without buffers in each forward, DDP does not send them at its start either.
+        broadcast_from_main_([*model.parameters(), *model.buffers()])
         apply_regime_(model, settings)
         self.mixup = make_mixup(settings, num_classes=num_classes)
         self.objective = Objective(
@@ -243,6 +246,7 @@ class Trainer:
         self.engine.step()
         self.step, self.updates = self.step + 1, self.updates + 1
         self.schedule.finish_update(self.updates)
+        share_ranges_(self.model)
         if self.ema is not None:
             self.ema.update(self.model, step=self.updates)
 
@@ -314,6 +318,8 @@ class Trainer:
     def _keep(self) -> None:
         """Hands the state over; every process takes part, for the figures of all are in it."""
         assert self.history is not None
+        for model in dict.fromkeys((self.model, self.kept_model)):
+            share_observed_(model)
         figures = {"meter": self.meter.state(), "routing": self.recorder.state()}
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         if self._whole is not None:
@@ -341,7 +347,7 @@ class Trainer:
         return parts
 
     def _evaluate(self) -> Evaluation:
-        average_norms_(self.kept_model)
+        share_observed_(self.kept_model)
         with self._giving_way():
             return evaluate_model(self.kept_model, self.loaders.val, self.device)
 

@@ -3,12 +3,10 @@
 import torch
 from timm.data import Mixup
 from timm.layers import DropPath
-from timm.utils import distribute_bn
 from torch import nn
 
 from reparam.errors import DataError, ModelError, OptionError
 from reparam.modes import evaluating
-from reparam.processes import process_count
 from reparam.recipe.settings import TrainSettings
 
 
@@ -41,12 +39,6 @@ def make_mixup(settings: TrainSettings, *, num_classes: int) -> Mixup | None:
         label_smoothing=settings.smoothing,
         num_classes=num_classes,
     )
-
-
-def average_norms_(model: nn.Module) -> None:
-    """Gives the batch norms of all processes the mean of their running statistics; nothing to do for one process."""
-    if process_count() > 1:
-        distribute_bn(model, process_count(), reduce=True)
 
 
 def count_outputs(model: nn.Module, input_size: tuple[int, int, int], *, device: torch.device) -> int:
