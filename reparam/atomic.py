@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all: written beside their target, synced, then renamed into place."""
 
+import ctypes
 import errno
 import json
 import os
@@ -14,6 +15,8 @@ from reparam.errors import CheckpointError
 
 #: What a full disk, a used-up quota, and a file over the largest allowed size say.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: Of Linux's renameat2: paths are as the process sees them, and the two change places.
+_HERE, _RENAME_EXCHANGE = -100, 2
 _DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
 
@@ -79,7 +82,8 @@ def writing(path: str | Path) -> Iterator[None]:
 def atomic_folder(target: str | Path, *, keep_others: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `target` to fill; on leaving, it takes the target's place.
 
-    A target that exists is moved aside only when the new folder is complete, and put back if the move fails.
+    A target that exists changes places with the new folder when that is complete. Where the file system cannot do that
+    in one step, it is moved aside, and put back if the move fails.
 
     Args:
         target: a new path, an empty folder, or a checkpoint folder that reparam made.
@@ -160,7 +164,7 @@ def _writing_in_body(target: Path, draft: Path) -> Iterator[None]:
 def _carry_over(old: Path, new: Path) -> None:
     for entry in old.iterdir():
         copy = new / entry.name
-        if copy.exists():
+        if copy.exists() or _DRAFT.fullmatch(entry.name):  # what a killed process has left
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, copy, symlinks=True, copy_function=_link_or_copy)
@@ -179,7 +183,7 @@ def _link_or_copy(source: str | Path, copy: str | Path) -> None:
 def _swap_in(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
-    else:
+    elif not _exchange(draft, target):  # a process that is killed between the next two moves leaves no target
         aside = _draft_beside(target)
         target.rename(aside)
         try:
@@ -189,6 +193,16 @@ def _swap_in(draft: Path, target: Path) -> None:
             raise
         shutil.rmtree(aside, ignore_errors=True)
     _sync(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two paths in one step, and returns whether the system and the file system can."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2  # Linux with glibc 2.28 or musl 1.2.6
+    except (AttributeError, OSError, TypeError):
+        return False
+    done: int = swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
 
 
 def _sync_tree(folder: Path) -> None:

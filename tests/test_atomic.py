@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reparam.atomic import atomic_file, atomic_folder, check_file, refuse_foreign, write_text, writing
+from reparam.atomic import _exchange, atomic_file, atomic_folder, check_file, refuse_foreign, write_text, writing
 from reparam.errors import CheckpointError
 
 needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -127,7 +130,54 @@ def test_files_are_carried_over_without_hard_links_too(tmp_path, monkeypatch):
     assert (target / "summary.csv").read_text() == "epoch\n"
 
 
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no exchange of names that Python knows of")
+def test_a_checkpoint_is_there_when_a_process_is_killed_as_it_replaces_it(tmp_path, monkeypatch):
+    target = tmp_path / "run"
+    target.mkdir()
+    fill(target, "old")
+
+    def then_killed(move: Callable[..., Any]) -> Callable[..., Any]:
+        def moved(*arguments: Any) -> Any:
+            move(*arguments)
+            raise Killed
+
+        return moved
+
+    monkeypatch.setattr(Path, "rename", then_killed(Path.rename))
+    monkeypatch.setattr("reparam.atomic._exchange", then_killed(_exchange))
+    with pytest.raises(Killed), atomic_folder(target) as draft:
+        fill(draft, "new")
+    assert (target / "model.safetensors").read_text() == "new"
+
+
+def test_what_a_killed_process_left_half_written_is_not_carried_over(tmp_path):
+    target = tmp_path / "run"
+    (target / ".last.0123abcd.tmp").mkdir(parents=True)
+    (target / ".hidden").touch()
+    (target / ".summary.csv.0123abcd.tmp").touch()
+    fill(target, "old")
+    with atomic_folder(target, keep_others=True) as draft:
+        fill(draft, "new")
+    assert names(target) == [".hidden", "config.json", "model.safetensors"]
+
+
+def test_without_an_exchange_of_names_a_checkpoint_is_replaced_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("reparam.atomic._exchange", lambda one, other: False)
+    target = tmp_path / "run"
+    target.mkdir()
+    fill(target, "old")
+    with atomic_folder(target) as draft:
+        fill(draft, "new")
+    assert (target / "model.safetensors").read_text() == "new"
+    assert names(tmp_path) == ["run"]
+
+
 def test_the_old_checkpoint_comes_back_when_the_last_move_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("reparam.atomic._exchange", lambda one, other: False)
     target = tmp_path / "run"
     target.mkdir()
     fill(target, "old")
