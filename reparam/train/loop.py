@@ -200,7 +200,8 @@ class Trainer:
         self.model.train()
         self._reported = time.perf_counter()
         size = self.settings.grad_accum_steps
-        rest = open_epoch(self.loaders.train, self.epoch, done=self.step * size)
+        done = min(self.step * size, len(self.loaders.train))  # the last step of an epoch may have fewer
+        rest = open_epoch(self.loaders.train, self.epoch, done=done)
         with self.recorder, self.objective.recording():
             for micro_batches in self._until_asked(_groups(read_batches(rest, device=self.device), size)):
                 self._step(micro_batches)

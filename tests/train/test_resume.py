@@ -250,14 +250,14 @@ def test_a_state_of_another_model_is_refused(
         other.resume(state)
 
 
-def signalled(made: Trainer, *, step: int | None = None, evaluation: bool = False) -> None:
-    """Sends SIGINT in the forward of a training step, or in the evaluation after the first epoch, and trains."""
+def signalled(made: Trainer, *, step: int | None = None, evaluation: bool = False, each: int = 2) -> None:
+    """Sends SIGINT in the forward of a training step of `each` micro-batches, or in the first evaluation, and trains."""
     forwards = 0
 
     def send(module: nn.Module, _: object) -> None:
         nonlocal forwards
         forwards += module.training
-        if forwards == (6 if evaluation else 2 * step) and module.training is not evaluation:
+        if forwards == (6 if evaluation else each * step) and module.training is not evaluation:
             handle.remove()
             other.remove()
             os.kill(os.getpid(), signal.SIGINT)
@@ -279,6 +279,22 @@ def test_an_interrupt_lets_the_step_end_and_keeps_the_state_there(
     assert (again.updates, again.epoch, again.step) == (5, 2, 2)
     again.fit()
     assert_equal(bits(again), straight[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_in_a_last_step_of_fewer_micro_batches_can_be_resumed(
+    images: Path, tmp_path: Path, workers: int
+) -> None:
+    """Six micro-batches by fours: the second step of an epoch has two of them, and no more are to be skipped."""
+    settings = replace(RESTLESS, grad_accum_steps=4, epochs=2, workers=workers)
+    whole = trainer(settings_data(images), settings)
+    history = whole.fit()
+    made = trainer(settings_data(images), replace(settings, recovery_interval=0), tmp_path)
+    signalled(made, step=2, each=3)
+    again = resumed(settings_data(images), settings, tmp_path)
+    assert (again.updates, again.epoch, again.step) == (2, 1, 2)
+    assert told(again.fit()) == told(history)
+    assert_equal(bits(again), bits(whole))
 
 
 def test_an_interrupt_during_an_evaluation_ends_the_run_after_it(
