@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -52,11 +52,12 @@ def max_over_processes_(values: Tensor) -> Tensor:
     return values
 
 
-def of_all_processes(value: T) -> list[T]:
-    """What every process has for a small value that can be pickled, in their order; all must ask together."""
-    found: list[Any] = [value] * process_count()
-    if _is_initialised():
-        dist.all_gather_object(found, value)
+def gather_over_processes(value: T) -> list[T]:
+    """Returns every process's value, in the order of processes; it must be picklable, and all must ask together."""
+    if not _is_initialised():
+        return [value]
+    found: list[T] = [value] * process_count()
+    dist.all_gather_object(found, value)
     return found
 
 

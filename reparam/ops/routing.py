@@ -145,7 +145,7 @@ def squared_coefficient_of_variation(values: Tensor) -> Tensor:
     return values.var(dim=-1, correction=0) / values.mean(dim=-1).square().clamp_min(1e-10)
 
 
-def load_balance_loss(use: Tensor, latency: Tensor) -> Tensor:
+def load_balance_loss(use: Tensor, latency: Tensor, *, of_all: bool = True) -> Tensor:
     """Returns the latency-aware load-balancing loss (...), each in [0, 2], of all tokens of all processes.
 
     Each process gets the gradient of the mean over processes of their losses, times their number: averaged over
@@ -154,9 +154,11 @@ def load_balance_loss(use: Tensor, latency: Tensor) -> Tensor:
     Args:
         use: `expert_use` (..., 2, 2) of this process.
         latency: of the two experts (..., 2), any unit.
+        of_all: all processes ask together; otherwise the loss is that of this process's tokens.
     """
     alpha = latency / latency.sum(dim=-1, keepdim=True)
-    return squared_coefficient_of_variation(alpha.unsqueeze(-2) * _sum_over_processes(use)).sum(dim=-1)
+    summed = _sum_over_processes(use) if of_all else use
+    return squared_coefficient_of_variation(alpha.unsqueeze(-2) * summed).sum(dim=-1)
 
 
 def _sum_over_processes(values: Tensor) -> Tensor:

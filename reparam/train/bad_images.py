@@ -1,7 +1,7 @@
 """Training images that cannot be read: named after each epoch, and counted over all processes."""
 
 from reparam.errors import DataError
-from reparam.processes import of_all_processes
+from reparam.processes import gather_over_processes
 from reparam.train.epochs import Seekable
 from reparam.train.progress import Progress
 
@@ -32,7 +32,7 @@ class BadImages:
         if not self._most or not isinstance(self._batches, Seekable):
             return
         # In another epoch another process may meet the same image.
-        names = sorted({name for own in of_all_processes(self._batches.unreadable()) for name in own})
+        names = sorted({name for own in gather_over_processes(self._batches.unreadable()) for name in own})
         some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
         if len(names) > self._most:
             raise DataError(

@@ -23,7 +23,7 @@ from reparam.processes import is_launched
 from reparam.recipe.settings import TrainSettings
 from reparam.suggest import did_you_mean
 from reparam.train.sharding import is_sharded
-from reparam.train.step_gradients import StepGradients
+from reparam.train.step_gradients import StepGradients, gradient_norm
 
 #: What `accelerate launch` passes on of its own settings, the values that change nothing, and what to say instead.
 _LAUNCHER_SETTINGS = {
@@ -88,13 +88,20 @@ class Engine:
         self.accelerator.backward(loss)
 
     def clip(self) -> Tensor | None:
-        """Clips the gradient and returns its norm before; None where nothing is clipped, or a scaler judges it."""
-        if self._clip is None:
-            return None
-        norm: Tensor = self.accelerator.clip_grad_norm_(self._gradients.others, self._clip)  # which unscales
+        """Clips the gradient where that is asked for; returns a norm that is finite only where the gradient was.
+
+        It may be that of this process's slices alone. None where a scaler judges the gradient and leaves steps out.
+        """
+        norm: Tensor | None = None
+        if self._clip is not None:
+            norm = self.accelerator.clip_grad_norm_(self._gradients.others, self._clip)  # which unscales
         if self.scaler is not None:
             return None
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        scaled = [parameter for parameter, _ in self._gradients.scaled]
+        if norm is None:
+            return gradient_norm([*self._gradients.others, *scaled])
+        clipped = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return torch.hypot(clipped, gradient_norm(scaled).to(clipped)) if scaled else clipped
 
     def step(self) -> None:
         """Gives the gradients that want it a norm of their own, steps the optimiser, clears the gradients."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reparam.errors import DataError
 from reparam.modes import evaluating
-from reparam.processes import of_all_processes, sum_over_processes_
+from reparam.processes import gather_over_processes, sum_over_processes_
 from reparam.recipe.schema import Frozen
 from reparam.train.data import Batches, read_batches
 from reparam.train.model_clock import ModelClock
@@ -153,7 +153,7 @@ def _count(
             confusion = confusion if len(confusion) else empty_confusion(logits.shape[1], device=device)
             count_confusion_(confusion, logits, targets)
     if has_confusion:  # a process that had no images learns the number of outputs from the others
-        outputs = max(of_all_processes(len(confusion)))
+        outputs = max(gather_over_processes(len(confusion)))
         confusion = confusion if len(confusion) else empty_confusion(outputs, device=device)
     return Totals(evaluator.loss_sum, evaluator.counts, recorder.tokens().to(device), confusion)
 

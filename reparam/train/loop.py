@@ -1,8 +1,8 @@
 """The loop of one stage: epochs of steps, an evaluation after each, the best and the newest model saved as they come.
 
-A loss that is not finite ends the run before it reaches the weights, with the last good checkpoint in place. So does
-Ctrl-C, between two steps where that is possible; the state that is kept then, and after each epoch, lets the next run
-go on at the very step.
+A loss or a gradient that is not finite ends the run before it reaches the weights, with the last good checkpoint in
+place. So does Ctrl-C, between two steps where that is possible; the state that is kept then, and after each epoch,
+lets the next run go on at the very step.
 """
 
 import time
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reparam.errors import DataError, TrainError
 from reparam.ops.routing import set_noise_
-from reparam.processes import broadcast_from_main_, is_main, process_index, sum_over_processes_
+from reparam.processes import broadcast_from_main_, gather_over_processes, is_main, process_index, sum_over_processes_
 from reparam.recipe.settings import TrainSettings
 from reparam.train.bad_images import BadImages
 from reparam.train.data import Loaders, read_batches
@@ -36,6 +36,7 @@ from reparam.train.routing import RoutingRecorder, trains_routers
 from reparam.train.schedule import make_schedule
 from reparam.train.sharding import WholeModel, gathered, load_state_, shard_
 from reparam.train.state import History, Keep, TrainState
+from reparam.train.verdict import Finding, verdict
 
 _NO_BATCH = "the training split gives no full batch; pass a smaller --batch-size"
 
@@ -286,12 +287,15 @@ class Trainer:
         self._reported = now
 
     def _not_finite(self, loss: Tensor, norm: Tensor | None, micro_batches: list[MicroBatch]) -> str:
-        what = f"the loss is {loss.item()}" if norm is None or not loss.isfinite() else f"the gradient is {norm.item()}"
         model = self._in_one_piece(self.model).to(self.device)
         causes = (self._cause(model, images, labels) for images, labels in micro_batches)
-        cause = next((f"; {cause}" for cause in causes if cause), "")
+        found = Finding(
+            loss=loss.item(),
+            norm=None if norm is None else norm.item(),
+            cause=next((cause for cause in causes if cause), None),
+        )
         return (
-            f'stage "{self.stage}", epoch {self.epoch}, step {self.step + 1}: {what}, so training cannot go on{cause}. '
+            f'stage "{self.stage}", epoch {self.epoch}, step {self.step + 1}: {verdict(gather_over_processes(found))}. '
             f"The checkpoints so far are intact. Lower lr ({self.settings.lr}), or clip the gradient "
             f"(clip_grad is {self.settings.clip_grad})."
         )
@@ -300,10 +304,12 @@ class Trainer:
         """What is first not finite when a micro-batch is run again, if anything is."""
 
         def loss(logits: Tensor) -> Tensor:
-            return self.objective(logits, images, labels).total
+            # The balance of this process alone: the others may have found theirs without a forward.
+            return self.objective(logits, images, labels, balance=self.recorder.balance_loss(of_all=False)).total
 
-        # The objective hears the features of the model in training alone.
+        # The objective hears the features of the model in training alone, and the recorder its routers.
         has_loss = model is self.model or not self.settings.feature_loss_weight
+        self.recorder.start_forward()
         with self.engine.autocast():
             return first_nonfinite(model, images, loss=loss if has_loss else None)
 

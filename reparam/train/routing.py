@@ -40,18 +40,19 @@ class RoutingRecorder(Hooked):
         """Drops what balance losses nobody took, such as those of a recomputation in backward, are made of."""
         self._uses.clear()
 
-    def balance_loss(self) -> Tensor | None:
+    def balance_loss(self, *, of_all: bool = True) -> Tensor | None:
         """Returns the mean over layers of the losses since `start_forward`, a scalar; None when no router trained.
 
         A layer that ran more than once counts with the mean over its runs. All processes must ask for it together:
-        the loss is that of all their tokens, and one exchange serves all layers.
+        the loss is that of all their tokens, and one exchange serves all layers. Without `of_all` it is that of this
+        process's tokens, and nobody else need ask.
         """
         uses, self._uses = self._uses, {}
         if not uses:
             return None
         runs = torch.stack([use for layer in uses.values() for use in layer])
         latency = runs.new_tensor([self._routers[name].latency for name, layer in uses.items() for _ in layer])
-        losses = load_balance_loss(runs, latency).split([len(layer) for layer in uses.values()])
+        losses = load_balance_loss(runs, latency, of_all=of_all).split([len(layer) for layer in uses.values()])
         return torch.stack([layer.mean() for layer in losses]).mean()
 
     @property

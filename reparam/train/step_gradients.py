@@ -7,10 +7,12 @@ global clip leaves these parameters out: what it did to them would be undone, an
 Source: AdderNet, arXiv:1912.13200.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from reparam.ops.adder_layer import scaled_gradient
 from reparam.ops.base import Operator
@@ -45,3 +47,12 @@ class StepGradients:
             gradient: Tensor | None = parameter.grad
             if gradient is not None:
                 gradient.copy_(scaled_gradient(gradient, eta))
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of the gradients together, a scalar on their device; of slices, that of this process's own."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(
+        [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    )

@@ -251,7 +251,7 @@ def test_a_state_of_another_model_is_refused(
 
 
 def signalled(made: Trainer, *, step: int | None = None, evaluation: bool = False, each: int = 2) -> None:
-    """Sends SIGINT in the forward of a training step of `each` micro-batches, or in the first evaluation, and trains."""
+    """Sends SIGINT in the forward of a step of `each` micro-batches, or in the first evaluation, and trains."""
     forwards = 0
 
     def send(module: nn.Module, _: object) -> None:
