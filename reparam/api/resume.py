@@ -4,13 +4,14 @@ RUN/finetune.json     the request, the dense model's accuracy, and the result of
 RUN/recovery/         states of the stage in training, see `reparam.checkpoint.recovery`
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from reparam.api.differences import flat_table
 from reparam.atomic import write_text
 from reparam.errors import CheckpointError
 from reparam.processes import is_main, process_count
@@ -52,7 +53,7 @@ class Finetuning(Frozen):
 
 
 def request_of(recipe: Recipe, data: DataSettings, resolved: Mapping[str, TrainSettings]) -> dict[str, Any]:
-    """Everything that decides which weights come out: recipe, rules, data, each stage's settings, processes."""
+    """Everything that decides which weights come out, but the rules, which are the run's: data, settings, processes."""
     free = _FREE - {"workers"} if data.is_stream else _FREE  # loader processes share a stream out
     stages = {
         name: {key: _plain(value) for key, value in asdict(settings).items() if key not in free}
@@ -60,7 +61,6 @@ def request_of(recipe: Recipe, data: DataSettings, resolved: Mapping[str, TrainS
     }
     return {
         "recipe": recipe.name,
-        "rules": {stage.name: [rule.model_dump(mode="json") for rule in stage.rules] for stage in recipe.stages},
         "data": {key: _plain(value) for key, value in asdict(data).items()},
         "stages": stages,
         "processes": process_count(),
@@ -101,21 +101,13 @@ def check_request(before: Mapping[str, Any], now: Mapping[str, Any], *, run: Pat
 
 def _by_step(request: Mapping[str, Any]) -> dict[str, Any]:
     """A request as a flat table, with the batches of all processes together in the place of each one's."""
-    flat = dict(_flat(request))
+    flat = flat_table(request)
     if DataSettings(dataset=flat["data.dataset"]).is_stream:
         return flat
     processes = flat.pop("processes")
-    for name in [key for key in flat if key.endswith(".batch_size") and not key.startswith("rules.")]:
+    for name in [key for key in flat if key.endswith(".batch_size")]:
         flat[f"{name}, of all processes"] = processes * flat.pop(name)
     return flat
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from reparam.api.convert import DENSE
+from reparam.api.differences import first_rule_difference
 from reparam.api.evaluate import format_of
 from reparam.api.recipes import check_recipe
 from reparam.atomic import as_file_name, atomic_folder
@@ -162,10 +163,11 @@ def chosen_stages(plan: Plan, stage: int | None) -> tuple[int, ...]:
 
 def _same_rules(plan: Plan, recipe: str | Path | Recipe | None, overrides: Sequence[str], *, where: Path) -> Recipe:
     asked = check_recipe(plan.recipe if recipe is None else recipe, overrides=overrides)
-    was, now = ([stage.rules for stage in stages.stages] for stages in (plan.recipe, asked))
-    if was != now:
+    difference = first_rule_difference(plan.recipe, asked)
+    if difference is not None:
         raise RecipeError(
-            f'{where} was converted by recipe "{plan.recipe.name}", and "{asked.name}" as asked for has other rules; '
-            "for a run only the fine-tuning of a stage can be changed. Convert the model again."
+            f'{where} was converted by recipe "{plan.recipe.name}", and "{asked.name}" as asked for has other rules:\n'
+            f"  {difference}\n"
+            "For a run only the fine-tuning of a stage can be changed. Convert the model again."
         )
     return asked

@@ -279,8 +279,9 @@ def test_a_run_takes_other_fine_tuning_but_no_other_rules(
     assert result.stages[0].epochs == 0
     with pytest.raises(RecipeError, match='converted by recipe "shiftaddvit", and "deepshift-q"'):
         finetune(converted.out, recipe="deepshift-q", data=data, device=DEVICE)
-    with pytest.raises(RecipeError, match="has other rules"):
+    with pytest.raises(RecipeError, match="has other rules") as caught:
         finetune(converted.out, overrides=["stage.0.rule.0.conv_kernel=5"], data=data, device=DEVICE)
+    assert 'stage 0 "attention", rule 0, options.conv_kernel: was not given, is 5\n' in str(caught.value)
 
 
 def test_arguments_that_shape_a_model_are_refused_for_a_run(data: DataSettings, converted: FinetuneResult) -> None:
