@@ -15,7 +15,9 @@ from reparam.api.resume import (
     RECOVERY,
     Finetuning,
     StageResult,
+    begin_anew,
     check_request,
+    go_on,
     read_finetuning,
     request_of,
 )
@@ -26,6 +28,7 @@ from reparam.processes import is_main, wait_for_all
 from reparam.recipe.data_settings import DataSettings
 from reparam.recipe.schema import Frozen, Recipe
 from reparam.recipe.settings import TrainSettings
+from reparam.reporting.commands import ARGS_NAME, read_args
 from reparam.train.data import make_loaders
 from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.progress import Progress, Silent
@@ -33,7 +36,7 @@ from reparam.train.summary import write_args
 
 
 class FinetuneResult(Frozen):
-    """A fine-tuned run: where it is, how good the dense original was, and what each trained stage brought.
+    """A fine-tuned run: where it is, how good the dense original was, and what each stage that was asked for brought.
 
     `stopped` says why stages were left out, and `kept` which stage's model the run is now; None is the converted one.
     """
@@ -75,7 +78,8 @@ def finetune(
         stage: train this stage only, from the best model of the stage before.
         weights: of a named model.
         out: folder of the run; for a model `runs/MODEL-RECIPE` when None, for a run the run itself.
-        resume: "auto" goes on where the run's training was stopped, if it was begun; None begins anew.
+        resume: "auto" goes on where the run's training was stopped, if it was begun; None begins anew. Either keeps
+            what is on record of the stages before those that are trained, by the same recipe on the same data.
         overrides: changes of the recipe, such as "stage.0.finetune.epochs=3".
         progress: who listens.
         num_classes: classes of a named model.
@@ -114,29 +118,40 @@ def finetune(
     )
     names = {run.plan.stages[i].name: settings for i, settings in resolved.items()}
     finetuning = _begin(run, request_of(run.plan.recipe, data, names), resume=resume, progress=told)
-    if finetuning.dense is None and is_main():
-        write_args(run.folder / "args.yaml", _args(run, data, resolved, source=str(source)))
+    if is_main():
+        _note_args(run, data, resolved, finetuning, source=str(source))
     finetuning = _train(run, data, resolved, finetuning, resume=resume, progress=told)
     return _finish(run, resolved, finetuning, progress=told)
 
 
 def _begin(run: Run, request: dict[str, Any], *, resume: Literal["auto"] | None, progress: Progress) -> Finetuning:
-    """What was finished of the same request, where that is to be gone on with, else nothing; changes no file."""
-    before = read_finetuning(run.folder)
+    """What stays of what was finished, of the same request where that is to be gone on with; changes no file."""
+    before, order = read_finetuning(run.folder), [stage.name for stage in run.plan.stages]
     if before is None:
         return Finetuning(request=request)
     if resume is None:
         progress.message(f"{run.folder} was trained before; stages that are trained again begin anew and are replaced")
-        return Finetuning(request=request)
+        return begin_anew(before, request, order=order)
     check_request(before.request, request, run=run.folder)
-    was, now = before.request["processes"], request["processes"]
-    if was != now:
+    finetuning = go_on(before, request, order=order)
+    done = [name for name in request["stages"] if finetuning.result(name)]
+    _tell_of_processes(before.request["stages"], request["stages"], done=done, progress=progress)
+    if done:
+        progress.message(f"already trained: {', '.join(done)}")
+    return finetuning
+
+
+def _tell_of_processes(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, done: Sequence[str], progress: Progress
+) -> None:
+    begun = next((name for name in now if name in before and name not in done), None)
+    if begun is None:
+        return
+    was, count = (stages[begun]["processes"] for stages in (before, now))
+    if was != count:
         progress.message(
-            f"begun by {was} process{'es' if was > 1 else ''}, goes on with {now}: its noise is another one"
+            f"begun by {was} process{'es' if was > 1 else ''}, goes on with {count}: its noise is another one"
         )
-    if before.stages:
-        progress.message(f"already trained: {', '.join(stage.name for stage in before.stages)}")
-    return before
 
 
 def _train(
@@ -149,7 +164,9 @@ def _train(
     progress: Progress,
 ) -> Finetuning:
     """Trains the stages that are left, and returns what is finished then."""
-    left = list(resolved)[len(finetuning.stages) :]
+    if _failed(run, resolved, finetuning) is not None:
+        return finetuning  # what its gate has stopped does not go on
+    left = [i for i in resolved if finetuning.result(run.plan.stages[i].name) is None]
     state = find_state(run, left[0], progress) if resume and left else None
     resumed = None
     if state is not None:
@@ -181,7 +198,7 @@ def _train(
             if is_main():
                 forget_states(run.folder / RECOVERY)
             wait_for_all()  # the next stage begins with what the main process has just saved
-            if _is_below_gate(result, settings, dense):
+            if finetuning.is_below_gate(result):
                 break
     return finetuning
 
@@ -193,49 +210,73 @@ def _note_start(run: Run, finetuning: Finetuning) -> None:
         finetuning.write(run.folder)
 
 
-def _is_below_gate(result: StageResult, settings: TrainSettings, dense: Evaluation) -> bool:
-    gate = settings.stop_if_top1_drop_above
-    return gate is not None and dense.top1 - result.best.top1 > gate
+def _failed(run: Run, resolved: Mapping[int, TrainSettings], finetuning: Finetuning) -> int | None:
+    """The first of the chosen stages that is below its gate, if one is."""
+    results = {i: finetuning.result(run.plan.stages[i].name) for i in resolved}
+    return next((i for i, result in results.items() if result and finetuning.is_below_gate(result)), None)
 
 
 def _finish(
     run: Run, resolved: Mapping[int, TrainSettings], finetuning: Finetuning, *, progress: Progress
 ) -> FinetuneResult:
-    """Makes the last stage's model the run's own, or the best one before a stage that fell below its gate."""
-    dense, results = finetuning.dense, dict(zip(resolved, finetuning.stages, strict=False))
-    assert dense is not None
-    failed = next((i for i, result in results.items() if _is_below_gate(result, resolved[i], dense)), None)
-    good = [i for i in results if failed is None or i < failed]
-    stopped = None
+    """Makes the last stage's model the run's own, or the best good one before a stage that fell below its gate."""
+    names, failed, stopped = [stage.name for stage in run.plan.stages], _failed(run, resolved, finetuning), None
+    results = {names.index(result.name): result for result in finetuning.stages}
+    kept = len(names) - 1 if len(names) - 1 in resolved else None
     if failed is not None:
-        result, gate = results[failed], resolved[failed].stop_if_top1_drop_above
-        stopped = (
-            f'stage "{result.name}" ends {dense.top1 - result.best.top1:.2f} points of top-1 below the dense model, '
-            f"more than the {gate:g} that stop_if_top1_drop_above allows"
-        )
-        progress.message(stopped)
-    last = len(run.plan.stages) - 1
-    kept = max(good, key=lambda i: results[i].best.top1, default=None) if failed is not None else last
-    if kept in results and is_main():
+        stopped = _why_stopped(results[failed], finetuning)
+        good = [i for i, result in results.items() if i < failed and not finetuning.is_below_gate(result)]
+        kept = max(good, key=lambda i: results[i].best.top1, default=None)
+    if kept is not None and is_main():
         run.promote(kept)
         write_evaluation(run.folder, results[kept].best)
         (run.folder / PROFILE_NAME).unlink(missing_ok=True)  # that of the weights before
+    now = _model_name(run, kept)
+    if stopped is not None:
+        model = "the converted model" if now is None else f'the model of stage "{now}"'
+        progress.message(stopped)
+        progress.message(f"the run {'stays' if kept is None else 'is now'} {model}")
+    assert finetuning.dense is not None
     return FinetuneResult(
         out=run.folder,
-        dense=dense,
-        stages=finetuning.stages,
+        dense=finetuning.dense,
+        stages=tuple(results[i] for i in resolved if i in results),
         stopped=stopped,
-        kept=run.plan.stages[kept].name if kept in results else None,
+        kept=now,
     )
 
 
-def _args(run: Run, data: DataSettings, resolved: Mapping[int, TrainSettings], *, source: str) -> dict[str, Any]:
-    stages = [{"stage": run.plan.stages[i].name, **asdict(settings)} for i, settings in resolved.items()]
-    return {
+def _model_name(run: Run, kept: int | None) -> str | None:
+    """The stage whose model the run is: where no stage took its place, that of when it was opened, or None."""
+    stages = run.record.stages if kept is None else kept + 1
+    return None if stages is None else run.plan.stages[stages - 1].name
+
+
+def _why_stopped(result: StageResult, finetuning: Finetuning) -> str:
+    assert finetuning.dense is not None
+    gate = finetuning.request["stages"][result.name]["stop_if_top1_drop_above"]
+    return (
+        f'stage "{result.name}" ends {finetuning.dense.top1 - result.best.top1:.2f} points of top-1 below the dense '
+        f"model, more than the {gate:g} that stop_if_top1_drop_above allows"
+    )
+
+
+def _note_args(
+    run: Run, data: DataSettings, resolved: Mapping[int, TrainSettings], finetuning: Finetuning, *, source: str
+) -> None:
+    """Writes the settings of this call, after those of the stages that were trained before; once for a training."""
+    asked = [{"stage": run.plan.stages[i].name, **asdict(settings)} for i, settings in resolved.items()]
+    names = {entry["stage"] for entry in asked}
+    before = (read_args(run.folder) or {"stages": []})["stages"]
+    if finetuning.dense is not None and names <= {entry["stage"] for entry in before}:
+        return
+    kept = [entry for entry in before if entry["stage"] not in names and finetuning.result(entry["stage"])]
+    args = {
         "source": source,
         "model": run.record.base.spec.name,
         "recipe": run.plan.recipe.name,
         "device": str(run.device),
         **asdict(data),
-        "stages": stages,
+        "stages": [*kept, *asked],
     }
+    write_args(run.folder / ARGS_NAME, args)

@@ -4,12 +4,12 @@ RUN/finetune.json     the request, the dense model's accuracy, and the result of
 RUN/recovery/         states of the stage in training, see `reparam.checkpoint.recovery`
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from reparam.api.differences import flat_table
 from reparam.atomic import write_text
@@ -40,11 +40,32 @@ class StageResult(Frozen):
 
 
 class Finetuning(Frozen):
-    """A training as it was asked for (`request`, plain values), and how far it has come."""
+    """A training as it was asked for (`request`, plain values), and how far it has come.
+
+    The stages of a run may be asked for one by one: `request` and `stages` are of all that make up the run so far.
+    """
 
     request: dict[str, Any]
     dense: Evaluation | None = None
     stages: tuple[StageResult, ...] = ()
+
+    @field_validator("request")
+    @classmethod
+    def _by_stage(cls, request: dict[str, Any]) -> dict[str, Any]:
+        """Trainings that were begun before stages had counts of processes of their own have one for all."""
+        if "processes" not in request:
+            return request
+        count, stages = {"processes": request["processes"]}, request["stages"]
+        return {**request, "stages": {name: settings | count for name, settings in stages.items()}}
+
+    def result(self, name: str) -> StageResult | None:
+        """What a stage brought, or None where it is not finished."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def is_below_gate(self, stage: StageResult) -> bool:
+        """Whether a finished stage fell further below the dense model than it was asked to."""
+        gate = self.request["stages"][stage.name]["stop_if_top1_drop_above"]
+        return self.dense is not None and gate is not None and self.dense.top1 - stage.best.top1 > gate
 
     def write(self, run: Path) -> None:
         """Writes it into the run's folder, whole or not at all; the main process does."""
@@ -52,18 +73,50 @@ class Finetuning(Frozen):
             write_text(run / FINETUNE_NAME, self.model_dump_json(indent=2) + "\n")
 
 
+def begin_anew(before: Finetuning, request: Mapping[str, Any], *, order: Sequence[str]) -> Finetuning:
+    """A training of the stages in `request`, which keeps what is on record of those before them.
+
+    Unless these were trained by another recipe or on other data: then their accuracies do not compare.
+
+    Args:
+        before: what is on record.
+        request: as `request_of` gives it.
+        order: names of all stages of the run.
+    """
+    is_same = not _changes(before.request, request, stages=())
+    first = min(order.index(name) for name in request["stages"])
+    return _joined(before, request, kept=order[:first] if is_same else ())
+
+
+def go_on(before: Finetuning, request: Mapping[str, Any], *, order: Sequence[str]) -> Finetuning:
+    """What is finished of the run, less the stages after one that is still to be trained: they began with another.
+
+    Args and order of stages as `begin_anew`; `check_request` has found nothing that differs.
+    """
+    left = [order.index(name) for name in request["stages"] if before.result(name) is None]
+    kept = order[: min(left)] if left else order
+    return _joined(before, request, kept=kept).model_copy(update={"dense": before.dense})
+
+
+def _joined(before: Finetuning, request: Mapping[str, Any], *, kept: Sequence[str]) -> Finetuning:
+    """The request together with what is on record of the stages to be kept."""
+    results = tuple(stage for stage in before.stages if stage.name in kept)
+    stages = {stage.name: before.request["stages"][stage.name] for stage in results}
+    return Finetuning(request={**request, "stages": {**stages, **request["stages"]}}, stages=results)
+
+
 def request_of(recipe: Recipe, data: DataSettings, resolved: Mapping[str, TrainSettings]) -> dict[str, Any]:
     """Everything that decides which weights come out, but the rules, which are the run's: data, settings, processes."""
     free = _FREE - {"workers"} if data.is_stream else _FREE  # loader processes share a stream out
     stages = {
         name: {key: _plain(value) for key, value in asdict(settings).items() if key not in free}
+        | {"processes": process_count()}
         for name, settings in resolved.items()
     }
     return {
         "recipe": recipe.name,
         "data": {key: _plain(value) for key, value in asdict(data).items()},
         "stages": stages,
-        "processes": process_count(),
     }
 
 
@@ -85,29 +138,32 @@ def read_finetuning(run: Path) -> Finetuning | None:
 
 
 def check_request(before: Mapping[str, Any], now: Mapping[str, Any], *, run: Path) -> None:
-    """Raises CheckpointError, naming what differs, unless both ask for the same training.
+    """Raises CheckpointError, naming what differs, unless both ask for the same training of the stages that both name.
 
     Another number of processes may go on with as many images in a step. A stream is shared out otherwise by them.
     """
-    was, wanted = (_by_step(request) for request in (before, now))
-    changed = [key for key in sorted(was.keys() | wanted.keys()) if was.get(key) != wanted.get(key)]
+    changed = _changes(before, now, stages=[name for name in now["stages"] if name in before["stages"]])
     if changed:
-        listed = "\n".join(f"  {key}: was {was.get(key)!r}, is {wanted.get(key)!r}" for key in changed[:12])
         raise CheckpointError(
-            f"{run}: cannot be resumed, because it was trained otherwise:\n{listed}\n"
+            f"{run}: cannot be resumed, because it was trained otherwise:\n" + "\n".join(changed[:12]) + "\n"
             "Ask for the same again, or leave --resume out to begin anew."
         )
 
 
-def _by_step(request: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], *, stages: Collection[str]) -> list[str]:
+    """One line for each value that differs in the recipe, the data, or the settings of some stages."""
+    was, wanted = (_by_step(request, stages) for request in (before, now))
+    changed = [key for key in sorted(was.keys() | wanted.keys()) if was.get(key) != wanted.get(key)]
+    return [f"  {key}: was {was.get(key)!r}, is {wanted.get(key)!r}" for key in changed]
+
+
+def _by_step(request: Mapping[str, Any], stages: Collection[str]) -> dict[str, Any]:
     """A request as a flat table, with the batches of all processes together in the place of each one's."""
-    flat = flat_table(request)
-    if DataSettings(dataset=flat["data.dataset"]).is_stream:
-        return flat
-    processes = flat.pop("processes")
-    for name in [key for key in flat if key.endswith(".batch_size")]:
-        flat[f"{name}, of all processes"] = processes * flat.pop(name)
-    return flat
+    chosen = {name: dict(request["stages"][name]) for name in stages}
+    if not DataSettings(dataset=request["data"]["dataset"]).is_stream:
+        for settings in chosen.values():
+            settings["batch_size, of all processes"] = settings.pop("processes") * settings.pop("batch_size")
+    return flat_table({"recipe": request["recipe"], "data": request["data"], "stages": chosen})
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
-"""`reparam.finetune(resume="auto")` and the gate between stages."""
+"""`reparam.finetune(resume="auto")`."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -7,47 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from reparam.api.finetune import FinetuneResult, finetune
+from reparam.api.finetune import FinetuneResult
 from reparam.api.resume import check_request
-from reparam.checkpoint.record import read_record
 from reparam.errors import CheckpointError, OptionError
 from reparam.recipe.data_settings import DataSettings
-from reparam.train.evaluate import Evaluation
-from reparam.train.progress import Silent, StepReport
+from tests.api.staged import SHAPE, STEPS, Killed, Notes, assert_same_run, train
 from tests.train.pico import draw_folder
-
-MODEL = "vit_tiny_patch16_224"
-SHAPE: dict[str, Any] = {
-    "num_classes": 3,
-    "img_size": 8,
-    "in_chans": 1,
-    "model_kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-}
-SETTINGS = {"epochs": 2, "batch_size": 12, "workers": 0, "lr": 3e-3, "log_interval": 1, "recovery_interval": 1}
-STEPS = 2 * 2 * 3  # two stages of two epochs of three steps
-
-
-class Killed(Exception):
-    """The process is gone."""
-
-
-class Notes(Silent):
-    """Keeps messages, and ends the process after so many steps."""
-
-    def __init__(self, *, last: int = 0) -> None:
-        self.messages: list[str] = []
-        self.last, self.steps = last, 0
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def step(self, step: StepReport) -> None:
-        self.steps += 1
-        if self.steps == self.last:
-            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +23,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
     return DataSettings(data_dir=str(root), mean=(0.5,), std=(0.5,), train_interpolation="bilinear", crop_pct=1.0)
 
 
-def train(
-    out: Path, data: DataSettings, source: str | Path = MODEL, *, recipe: str | None = "shiftaddvit", **options: Any
-) -> FinetuneResult:
-    settings = SETTINGS | options.pop("settings", {})
-    shape = SHAPE | {"weights": "none"} if source == MODEL else {}
-    return finetune(source, recipe=recipe, data=data, out=out, settings=settings, device="cpu", **{**shape, **options})
-
-
 @pytest.fixture(scope="module")
 def straight(data: DataSettings, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     return train(tmp_path_factory.mktemp("runs") / "straight", data)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    folders = (".", "stage-0-attention", "stage-1-experts", "last")
-    for folder in folders:
-        a, b = (load_file(run / folder / "model.safetensors") for run in (one, other))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a), folder
 
 
 @pytest.mark.parametrize("last", [2, 6, 10])
@@ -149,64 +100,34 @@ def test_without_resume_a_run_begins_anew(data: DataSettings, straight: Finetune
     assert_same_run(out, straight.out)
 
 
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations that say, in order: dense, then before and after the one epoch of each of two stages."""
-    top1 = iter((90.0, 85.0, 88.0, 60.0, 70.0))
-
-    def evaluate(*_: object) -> Evaluation:
-        return Evaluation(
-            top1=next(top1), top5=100.0, loss=1.0, images=18, top1_interval=(0, 100), images_per_second=1, device="cpu"
-        )
-
-    monkeypatch.setattr("reparam.api.finetune.evaluate_model", evaluate)
-    monkeypatch.setattr("reparam.api.stage.evaluate_model", evaluate)
-    monkeypatch.setattr("reparam.train.loop.evaluate_model", evaluate)
-
-
-@pytest.mark.usefixtures("scripted")
-def test_a_stage_below_the_gate_rolls_the_run_back_to_the_stage_before(data: DataSettings, tmp_path: Path) -> None:
-    notes, out = Notes(), tmp_path / "run"
-    result = train(out, data, settings={"epochs": 1, "stop_if_top1_drop_above": 5.0}, progress=notes)
-    assert result.stopped == (
-        'stage "experts" ends 20.00 points of top-1 below the dense model, more than the 5 that '
-        "stop_if_top1_drop_above allows"
-    )
-    assert notes.messages[-1] == result.stopped
-    assert result.kept == "attention"
-    assert read_record(out).stages == 1
-    assert (out / "model.safetensors").read_bytes() == (out / "stage-0-attention/model.safetensors").read_bytes()
-
-
-@pytest.mark.usefixtures("scripted")
-def test_when_the_first_stage_is_below_the_gate_the_run_stays_the_converted_model(
-    data: DataSettings, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    result = train(out, data, settings={"epochs": 1, "stop_if_top1_drop_above": 1.5})
-    assert [stage.name for stage in result.stages] == ["attention"]
-    assert result.kept is None
-    assert read_record(out).stages is None  # all of them
-    assert not (out / "evaluate.json").exists()
-
-
-@pytest.mark.usefixtures("scripted")
-def test_a_drop_equal_to_the_gate_passes(data: DataSettings, tmp_path: Path) -> None:
-    result = train(tmp_path / "run", data, settings={"epochs": 1, "stop_if_top1_drop_above": 20.0})
-    assert result.stopped is None
-    assert result.kept == "experts"
-
-
 def test_another_number_of_processes_goes_on_with_as_many_images_in_a_step() -> None:
     def request(processes: int, batch_size: int, dataset: str = "") -> dict[str, Any]:
-        stages = {"experts": {"batch_size": batch_size}}
-        return {"data": {"dataset": dataset}, "stages": stages, "processes": processes}
+        stages = {"experts": {"batch_size": batch_size, "processes": processes}}
+        return {"recipe": "shiftaddvit", "data": {"dataset": dataset}, "stages": stages}
 
     check_request(request(2, 6), request(1, 12), run=Path("run"))
     with pytest.raises(CheckpointError, match="batch_size, of all processes: was 12, is 6"):
         check_request(request(2, 6), request(1, 6), run=Path("run"))
     with pytest.raises(CheckpointError, match="processes: was 2, is 1"):
         check_request(request(2, 6, "wds/"), request(1, 12, "wds/"), run=Path("run"))
+
+
+def test_a_training_on_record_with_one_number_of_processes_for_all_stages_goes_on(
+    data: DataSettings, straight: FinetuneResult, tmp_path: Path
+) -> None:
+    """As it was written before stages had numbers of their own, and by two processes."""
+    out, notes = tmp_path / "run", Notes()
+    with pytest.raises(Killed):
+        train(out, data, progress=Notes(last=8))
+    told = json.loads((out / "finetune.json").read_text())
+    for settings in told["request"]["stages"].values():
+        del settings["processes"]
+        settings["batch_size"] = 6
+    told["request"] |= {"processes": 2, "rules": {"attention": []}}
+    (out / "finetune.json").write_text(json.dumps(told))
+    train(out, data, resume="auto", progress=notes)
+    assert notes.messages[0] == "begun by 2 processes, goes on with 1: its noise is another one"
+    assert_same_run(out, straight.out)
 
 
 @pytest.mark.parametrize("source", ["model", "run"])
