@@ -1,10 +1,14 @@
 """The setting `latency` carried out: expert latencies set on the routers of a model and in the plan it was made by."""
 
+import csv
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor, distributed, nn
 
+from reparam.atomic import write_text
 from reparam.cost.expert_latency import ExpertLatency, ExpertProxy, measure_experts, model_experts
 from reparam.graph.latencies import Pair, recipe_latencies, with_latencies
 from reparam.graph.provenance import Provenance, attach, provenance_of
@@ -16,7 +20,7 @@ from reparam.recipe.expert_latency import parse_latency
 Found = Mapping[str, ExpertLatency | ExpertProxy]
 
 
-def set_expert_latencies_(model: nn.Module, latency: str, example_input: Tensor) -> tuple[str, ...]:
+def set_expert_latencies_(model: nn.Module, latency: str, example_input: Tensor) -> Found:
     """Sets the latencies of every mixture by the training setting `latency`; a saved model keeps them.
 
     An MLP with a router for each layer is taken as a whole: the times of its layers are added. With several processes
@@ -27,19 +31,37 @@ def set_expert_latencies_(model: nn.Module, latency: str, example_input: Tensor)
         latency: recipe, measured, modelled, or two numbers.
         example_input: of the shape of one training batch; its values do not matter.
     Returns:
-        What was found, in words: a line for all mixtures that are alike.
+        What was measured or modelled, by path; nothing for the other settings, and without mixtures.
     """
     provenance = provenance_of(model)
     mixtures = {path: module for path, module in model.named_modules() if isinstance(module, MoeMlp)}
     if provenance is None or not mixtures:
-        return ()
+        return {}
     found = _find(model, latency, example_input)
     pairs = _pairs(mixtures, latency, found, provenance)
     for path, mixture in mixtures.items():
         mixture.set_latency_(pairs[path])
     plan = with_latencies(provenance.plan, {mixture.place: pairs[path] for path, mixture in mixtures.items()})
     attach(model, replace(provenance, plan=plan))
-    return tuple(_lines(found))
+    return found
+
+
+def write_latencies(file: Path, found: Found) -> None:
+    """Writes a table: a row for each mixture with what its experts cost, alpha, and the target."""
+    rows = [
+        {
+            "mixture": path,
+            **figures.model_dump(),
+            "alpha_multiply": _alpha(figures),
+            "target_mult_share": 1 - _alpha(figures),
+        }
+        for path, figures in found.items()
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def _find(model: nn.Module, latency: str, example_input: Tensor) -> Found:
@@ -73,17 +95,22 @@ def _whole(path: str, found: Found) -> Pair:
     return multiply, shift
 
 
-def _lines(found: Found) -> Iterator[str]:
+def latency_lines(found: Found) -> Iterator[str]:
+    """What was found, in words: a line for all mixtures that are alike."""
     alike: dict[ExpertLatency | ExpertProxy, list[str]] = {}
     for path, figures in found.items():
         alike.setdefault(figures, []).append(path)
     for figures, paths in alike.items():
-        multiply, shift = figures.pair
-        share = multiply / (multiply + shift)
+        share = _alpha(figures)
         yield (
             f"expert latencies, {_how(figures)}: {_where(paths)}: {_costs(figures)}, alpha {share:.2f} : "
             f"{1 - share:.2f}, target {1 - share:.0%} multiplied"
         )
+
+
+def _alpha(figures: ExpertLatency | ExpertProxy) -> float:
+    multiply, shift = figures.pair
+    return multiply / (multiply + shift)
 
 
 def _how(figures: ExpertLatency | ExpertProxy) -> str:

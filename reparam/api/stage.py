@@ -10,14 +10,14 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from reparam.api.calibrate import CALIBRATION_IMAGES, calibrated_, calibrated_steps, corrected_, followed
-from reparam.api.latency import set_expert_latencies_
+from reparam.api.latency import latency_lines, set_expert_latencies_, write_latencies
 from reparam.api.resume import RECOVERY, StageResult
 from reparam.api.run import LAST, Run
 from reparam.calibrate.records import CalibrationStep
 from reparam.checkpoint.record import read_record
 from reparam.checkpoint.recovery import newest_state, write_state
 from reparam.graph.records import Step
-from reparam.processes import broadcast_from_main_
+from reparam.processes import broadcast_from_main_, is_main
 from reparam.recipe.settings import TrainSettings
 from reparam.train.data import Loaders, first_images
 from reparam.train.evaluate import Evaluation, evaluate_model
@@ -114,8 +114,11 @@ def start_stage(run: Run, i: int, settings: TrainSettings, loaders: Loaders, pro
     # Each process has fitted to images of its own; what is measured, averaged and trained is one model.
     broadcast_from_main_([*model.parameters(), *model.buffers()])
     example_input = torch.zeros(settings.batch_size, *run.image.input_size, device=run.device)
-    for line in set_expert_latencies_(model, settings.latency, example_input):
+    latencies = set_expert_latencies_(model, settings.latency, example_input)
+    for line in latency_lines(latencies):
         progress.message(line)
+    if latencies and is_main():
+        write_latencies(run.folder / f"latency-{run.stage_folder(i).name}.csv", latencies)
     return model
 
 

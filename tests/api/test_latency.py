@@ -1,5 +1,6 @@
 """The setting `latency` from its text to the routers of a model that was saved and loaded again."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 import reparam
 from reparam.api import latency as api
-from reparam.api.latency import set_expert_latencies_
+from reparam.api.latency import latency_lines, set_expert_latencies_, write_latencies
 from reparam.checkpoint.load import load
 from reparam.checkpoint.save import save
 from reparam.cost.expert_latency import ExpertLatency, model_experts
@@ -69,7 +70,7 @@ def test_the_recipe_s_latencies_come_back_after_others_were_set() -> None:
     before = provenance_of(model)
     set_expert_latencies_(model, "5,2", images())
     assert latencies(model) == [(5.0, 2.0)] * 2
-    assert set_expert_latencies_(model, "recipe", images()) == ()
+    assert set_expert_latencies_(model, "recipe", images()) == {}
     assert provenance_of(model) == before
     assert latencies(model) == [(3.0, 1.0)] * 2
 
@@ -84,7 +85,7 @@ def test_each_mixture_gets_its_own_measurement_and_alike_ones_share_a_line(monke
     model = converted(vit())
     found = {"blocks.0.mlp": figures(3.21, 3.35), "blocks.1.mlp": figures(1.0, 3.0)}
     monkeypatch.setattr(api, "measure_experts", lambda model, example_input: found)
-    lines = set_expert_latencies_(model, "measured", images())
+    lines = tuple(latency_lines(set_expert_latencies_(model, "measured", images())))
     assert latencies(model) == [(3.21, 3.35), (1.0, 3.0)]
     assert lines == (
         "expert latencies, measured here (cpu, 1 thread, batch 2): blocks.0.mlp: multiply 3.21 ms, shift 3.35 ms, "
@@ -95,7 +96,7 @@ def test_each_mixture_gets_its_own_measurement_and_alike_ones_share_a_line(monke
 
 
 def test_modelled_latencies_are_called_modelled() -> None:
-    (line,) = set_expert_latencies_(converted(vit()), "modelled", images())
+    (line,) = latency_lines(set_expert_latencies_(converted(vit()), "modelled", images()))
     assert line == (
         "expert latencies, modelled by energy per operation: 2 mixtures from blocks.0.mlp to blocks.1.mlp: multiply "
         "9.49 nJ, shift 2.18 nJ a token, alpha 0.81 : 0.19, target 19% multiplied"
@@ -117,14 +118,14 @@ def test_a_model_without_mixtures_is_left_alone() -> None:
     shift = {"match": {"path": "*.fc1"}, "operator": "shift_linear"}
     model = reparam.convert(vit(), recipe([shift]), example_input=images()).model
     before = provenance_of(model)
-    assert set_expert_latencies_(model, "measured", images()) == ()
+    assert set_expert_latencies_(model, "measured", images()) == {}
     assert provenance_of(model) is before
 
 
 def test_a_trained_run_keeps_the_latencies_of_its_setting_in_the_stage_and_at_the_end(tmp_path: Path) -> None:
     root = draw_folder(tmp_path / "images")
     data = DataSettings(data_dir=str(root), mean=(0.5,), std=(0.5,), train_interpolation="bilinear", crop_pct=1.0)
-    settings = {"epochs": 1, "batch_size": 12, "workers": 0, "no_aug": True, "latency": "0.7,0.1"}
+    settings = {"epochs": 1, "batch_size": 12, "workers": 0, "no_aug": True, "latency": "modelled"}
     done = reparam.finetune(
         "vit_tiny_patch16_224",
         recipe=recipe([ATTENTION], [MLP]),
@@ -139,5 +140,21 @@ def test_a_trained_run_keeps_the_latencies_of_its_setting_in_the_stage_and_at_th
         model_kwargs={"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
     )
     for folder in (done.out, done.stages[1].checkpoint):
-        assert latencies(load(folder)) == [(0.7, 0.1)]
+        loaded = load(folder)
+        ((path, costs),) = model_experts(loaded).items()
+        assert latencies(loaded) == [costs.pair]
     assert latencies(load(done.stages[0].checkpoint)) == []
+    assert {file.name for file in done.out.glob("latency-*")} == {"latency-stage-1-stage-1.csv"}
+    (row,) = csv.DictReader((done.out / "latency-stage-1-stage-1.csv").read_text(encoding="utf-8").splitlines())
+    assert (row["mixture"], row["source"]) == (path, "modelled")
+    assert float(row["target_mult_share"]) == pytest.approx(costs.shift_pj / sum(costs.pair))
+
+
+def test_what_was_measured_is_a_table_with_the_spread_and_the_device_of_each_mixture(tmp_path: Path) -> None:
+    write_latencies(tmp_path / "t.csv", {"a": figures(3.0, 1.0), "b": figures(1.0, 1.0)})
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines() == [
+        "mixture,multiply_ms,multiply_iqr_ms,shift_ms,shift_iqr_ms,tokens,batch,threads,device,source,alpha_multiply,"
+        "target_mult_share",
+        "a,3.0,0.0,1.0,0.0,34,2,1,cpu,measured here,0.75,0.25",
+        "b,1.0,0.0,1.0,0.0,34,2,1,cpu,measured here,0.5,0.5",
+    ]
