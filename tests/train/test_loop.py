@@ -202,6 +202,27 @@ def test_mixup_trains_and_counts_accuracy_by_the_labels(
     assert 0 <= fit.epochs[1].train_top1 <= 100
 
 
+@pytest.mark.parametrize("change", [{"aa": "rand-m9-mstd0.5"}, {"drop_path": 0.5}])
+def test_rand_augment_and_stochastic_depth_make_another_training_and_no_other_evaluation(
+    data: DataSettings, change: dict[str, Any]
+) -> None:
+    augmented = replace(PLAIN, no_aug=False)
+    plain, changed = (trainer(pico_vit(drop_path_rate=0.1), data, replace(augmented, **own)) for own in ({}, change))
+    first, second = plain.fit(), changed.fit()
+    assert second.before.loss == first.before.loss
+    assert second.epochs[0].train_loss != pytest.approx(first.epochs[0].train_loss, rel=1e-3)
+    assert second.epochs[1].train_loss < second.epochs[0].train_loss
+
+
+def test_channels_last_is_the_same_training_in_another_layout(data: DataSettings) -> None:
+    runs = [trainer(pico_vit(), data, replace(PLAIN, channels_last=on)) for on in (False, True)]
+    curves = [[epoch.train_loss for epoch in run.fit().epochs] for run in runs]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    kernels = [module.weight for module in runs[1].model.modules() if isinstance(module, nn.Conv2d)]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 def test_autocast_trains_and_leaves_the_model_in_full_precision_with_its_own_forward(
     make_vit: Callable[..., VisionTransformer], data: DataSettings
 ) -> None:

@@ -149,6 +149,7 @@ def both(images: Path, alone: Trained) -> list[dict[str, Any]]:
         whole = train(pico_vit(seed=process_index()), data, SHARDED)  # the first process's weights are everybody's
         return {
             "vit": whole,
+            "vit copied": train(pico_vit(seed=process_index()), data, SETTINGS),
             "resumed": train(pico_vit(seed=5), data, SHARDED, state=alone.states[1]),
             "copied": train(adder_net(), data, replace(SETTINGS, epochs=1, grad_accum_steps=1)),
             "adders": train(adder_net(), data, replace(SHARDED, epochs=1, grad_accum_steps=1)),
@@ -174,9 +175,12 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float(((x - y).abs() / x.abs().clamp_min(1)).max()) for x, y in pairs)
 
 
-def test_a_sharded_model_follows_the_curve_of_one_process(alone: Trained, both: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("way", ["vit", "vit copied"])
+def test_a_sharded_or_copied_model_follows_the_curve_of_one_process(
+    alone: Trained, both: list[dict[str, Any]], way: str
+) -> None:
     for process in both:
-        assert process["vit"].losses == [pytest.approx(epoch, rel=1e-4) for epoch in alone.losses]
+        assert process[way].losses == [pytest.approx(epoch, rel=1e-4) for epoch in alone.losses]
 
 
 def test_each_process_holds_half_of_the_values(both: list[dict[str, Any]]) -> None:
