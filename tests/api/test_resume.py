@@ -1,5 +1,6 @@
 """`reparam.finetune(resume="auto")`."""
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+import reparam
 from reparam.api.finetune import FinetuneResult
 from reparam.api.resume import check_request
+from reparam.checkpoint import save as checkpoint_file
 from reparam.errors import CheckpointError, OptionError
 from reparam.recipe.data_settings import DataSettings
 from tests.api.staged import SHAPE, STEPS, Killed, Notes, assert_same_run, train
@@ -169,5 +172,33 @@ def test_a_training_that_cannot_begin_leaves_what_was_to_be_resumed(
         train(out, data, progress=Notes(last=8))
     with pytest.raises(OptionError, match=message):
         train(out, data, source=out, recipe=None, settings=settings)
+    train(out, data, resume="auto")
+    assert_same_run(out, straight.out)
+
+
+@pytest.mark.parametrize("writes", [1, 3, 6])
+def test_a_full_disc_ends_a_training_in_words_and_costs_nothing_that_was_saved(
+    data: DataSettings, straight: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """The disc holds so many models; then room is made, and the same command goes on."""
+    out, held = tmp_path / "run", list[Path]()
+    whole = checkpoint_file.save_file
+
+    def save_file(tensors: dict[str, Any], path: Path, **options: Any) -> None:
+        if len(held) == writes:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        whole(tensors, path, **options)
+        held.append(path)
+
+    monkeypatch.setattr(checkpoint_file, "save_file", save_file)
+    with pytest.raises(
+        CheckpointError, match="Free some space or choose another disk; what was there before is as it was"
+    ):
+        train(out, data)
+    monkeypatch.undo()
+    for config in out.rglob("config.json"):
+        reparam.load(config.parent)
+    assert not list(tmp_path.rglob("*.tmp"))
     train(out, data, resume="auto")
     assert_same_run(out, straight.out)
