@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reparam.errors import BackendError
 from reparam.lowering.base import LoweredModule
 from reparam.ops.moe import MoeMlp
 from reparam.ops.routed_layer import RoutedLayer
@@ -67,8 +68,11 @@ def grouped_experts(
     if isinstance(module, MoeMlp) and not module.form.chain:
         return None
     pairs, layers = dict(module.expert_layers()), list[nn.Module]()
-    for layer in _chain(module):
-        made = make(layer, pairs[layer]) if layer in pairs else copy.deepcopy(layer)
+    for name, layer in _chain(module):
+        try:
+            made = make(layer, pairs[layer]) if layer in pairs else copy.deepcopy(layer)
+        except BackendError as error:
+            raise BackendError(f"its layer {name}: {error}") from error
         if made is None:
             return None
         layers.append(made)
@@ -81,10 +85,10 @@ def is_grouped_alike(multiply: nn.Module, shift: ShiftLinear) -> bool:
     return not shift.options.activation_bits and (multiply.bias is None) == (shift.bias is None)
 
 
-def _chain(module: MoeMlp | RoutedLayer) -> list[nn.Module]:
+def _chain(module: MoeMlp | RoutedLayer) -> list[tuple[str, nn.Module]]:
     if isinstance(module, RoutedLayer):
-        return [module.multiply]
-    return [module.multiply.get_submodule(name) for name in module.form.chain]
+        return [("shift", module.multiply)]
+    return [(f"shift.{name}", module.multiply.get_submodule(name)) for name in module.form.chain]
 
 
 def _is_map(module: MoeMlp) -> bool:

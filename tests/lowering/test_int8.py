@@ -305,6 +305,16 @@ def test_in_a_mixture_each_layer_gives_the_bits_that_its_own_integer_layer_gives
     torch.testing.assert_close(out[:first].double(), wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_a_range_in_a_mixture_that_is_refused_names_the_mixture_and_its_layer() -> None:
+    model = converted("shiftaddvit")
+    wide = model.blocks[1].mlp.shift.fc2  # type: ignore[index,union-attr]
+    wide.options = wide.options.model_copy(update={"bits": 8})  # type: ignore[union-attr,operator]
+    with torch.no_grad():
+        wide.latent.copy_(torch.exp2(-1.5 * torch.arange(64.0)).expand_as(wide.latent))  # type: ignore[union-attr,operator,arg-type]
+    with pytest.raises(BackendError, match=r"^blocks\.1\.mlp: its layer shift\.fc2: its weights span 9\d exponents"):
+        reparam.lower(model, "int8")
+
+
 def test_multiply_experts_stay_in_float32_when_asked() -> None:
     lowering = reparam.lower(converted("shiftaddvit"), "int8", experts="float32")
     mixtures = [layer for layer in lowering.layers if layer.type == "MoeMlp"]
