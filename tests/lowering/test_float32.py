@@ -66,7 +66,7 @@ def test_a_model_keeps_its_logits_and_says_what_became_of_each_layer() -> None:
     conversion = reparam.convert(vit(), "shiftaddvit", example_input=images(), weights="none")
     lowering = reparam.lower(conversion.model, "float32")
     torch.testing.assert_close(lowering.model(images()), conversion.model(images()))
-    assert {layer.type for layer in lowering.layers} == {"ShiftLinear", "BinaryLinearAttention"}
+    assert {layer.type for layer in lowering.layers} == {"ShiftLinear", "BinaryLinearAttention", "MoeMlp"}
     assert lowering.layers[0].path == "blocks.0.attn.qkv"
     assert not [m for m in lowering.model.modules() if isinstance(m, ShiftLinear)]
 

@@ -14,6 +14,8 @@ from tests.train.gang import together
 from tests.train.loops import PLAIN, Notes, trainer
 from tests.train.pico import draw_folder
 
+pytestmark = pytest.mark.processes
+
 IMAGES = 36
 
 
