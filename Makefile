@@ -17,12 +17,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 
 # Without what compiles, exports or starts processes for long: `make test-all` runs that too.
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow and not processes"
-	$(PYTEST) -m "processes and not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(INSTALLED)
-	$(PYTEST) -m "not processes"
-	$(PYTEST) -m processes
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

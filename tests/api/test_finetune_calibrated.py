@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 import reparam
@@ -18,8 +17,6 @@ from reparam.train.progress import Silent
 from tests.api.test_calibrate import RECIPE
 from tests.pico import ATTENTION, images, recipe, vit
 from tests.train.gang import together
-
-pytestmark = pytest.mark.processes
 
 
 class Notes(Silent):

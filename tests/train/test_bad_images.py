@@ -14,8 +14,6 @@ from tests.train.gang import together
 from tests.train.loops import PLAIN, Notes, trainer
 from tests.train.pico import draw_folder
 
-pytestmark = pytest.mark.processes
-
 IMAGES = 36
 
 
@@ -68,7 +66,7 @@ def test_every_process_names_the_images_of_all(tmp_path: Path, in_memory: bool) 
     assert all(name in said for name in names)
 
 
-def test_the_limit_is_that_gather_over_processes_together(tmp_path: Path) -> None:
+def test_the_limit_is_that_of_all_processes_together(tmp_path: Path) -> None:
     data, names = spoilt(tmp_path)
     settings = replace(PLAIN, epochs=1, max_bad_images=3)  # each of the two meets fewer
     for (said,) in together(lambda: messages(data, settings)):

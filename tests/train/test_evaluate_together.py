@@ -1,6 +1,5 @@
 """Evaluation by several processes, of which one may have no images: all tell what one would, and nobody waits."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +8,6 @@ from reparam.train.evaluate import Evaluation, evaluate_model
 from reparam.train.routing import RoutingRecorder
 from tests.train.gang import together
 from tests.train.loops import CPU, Routed
-
-pytestmark = pytest.mark.processes
 
 
 def few_images() -> list[tuple[Tensor, Tensor]]:

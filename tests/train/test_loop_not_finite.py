@@ -23,8 +23,6 @@ from tests.pico import recipe
 from tests.train.gang import together
 from tests.train.loops import CPU, PLAIN, Routed, linear_problem
 
-pytestmark = pytest.mark.processes
-
 
 def test_a_loss_that_is_not_finite_names_its_stage_epoch_and_step(data: DataSettings) -> None:
     images, labels = linear_problem(8)

@@ -18,8 +18,6 @@ from reparam.train.state import TrainState
 from tests.train.gang import together
 from tests.train.loops import CPU, PLAIN
 
-pytestmark = pytest.mark.processes
-
 STEPS = 3
 COPIED = replace(PLAIN, epochs=2, batch_size=4, opt="sgd", lr=0.1, recovery_interval=1)
 WAYS = {

@@ -25,8 +25,6 @@ from tests.train.gang import together
 from tests.train.loops import CPU, PLAIN, loaders
 from tests.train.pico import pico_vit
 
-pytestmark = pytest.mark.processes
-
 #: 18 evaluation images in batches of 8: of two processes with 9 each, both must run a second batch.
 SETTINGS = replace(
     PLAIN, grad_accum_steps=2, validation_batch_size=8, model_ema=True, model_ema_decay=0.9, clip_grad=0.5

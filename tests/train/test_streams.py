@@ -29,7 +29,6 @@ from tests.train.pico import pico_vit
 pytest.importorskip("webdataset")
 # webdataset leaves the shards it has read to the garbage collector to be closed.
 pytestmark = [
-    pytest.mark.processes,
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning"),
 ]
