@@ -37,7 +37,7 @@ def test_beginning_later_gives_the_rest_of_the_same_order(count: int, data: st.D
 
 
 @given(batch=st.integers(1, 4), steps=st.integers(1, 5), processes=st.integers(1, 4), rest=st.integers(0, 3))
-def test_the_batches_gather_over_processes_are_those_of_one_with_larger_batches(
+def test_the_batches_of_all_processes_are_those_of_one_with_larger_batches(
     batch: int, steps: int, processes: int, rest: int
 ) -> None:
     count = batch * steps * processes + rest
