@@ -1,5 +1,6 @@
 """`reparam.lower`: an inference-only copy of a converted model, in the forms of one backend."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -63,11 +64,10 @@ def lower(
             f"calibration: wanted one batch of inputs, or a tuple of all arguments of the forward, got a "
             f"{type(calibration).__name__}"
         )
-    for asked, name in ((calibration is not None, "ranges"), (experts != "int8", "experts")):
-        able = [known for known, other in BACKENDS if getattr(other, f"reads_{name}")]
-        if asked and BACKENDS.get(backend).name not in able:
-            option = "calibration" if name == "ranges" else "experts"
-            raise OptionError(f'{option} changes nothing in backend "{backend}"; it is for {" and ".join(able)}')
+    if calibration is not None:
+        _want_reader("calibration", backend, [name for name, other in BACKENDS if other.reads_ranges])
+    if experts != "int8":
+        _want_reader("experts", backend, [name for name, other in BACKENDS if other.reads_experts])
     source = load(model) if isinstance(model, str | Path) else unwrapped(model)
     if (path := lowered_path(source)) is not None:
         raise BackendError(
@@ -77,3 +77,8 @@ def lower(
     lowered, layers = lowered_copy(source, backend, LoweringSettings(ranges=ranges, experts=experts))
     detach(lowered)
     return Lowering(model=lowered, backend=backend, layers=layers)
+
+
+def _want_reader(option: str, backend: str, able: Sequence[str]) -> None:
+    if BACKENDS.get(backend).name not in able:
+        raise OptionError(f'{option} changes nothing in backend "{backend}"; it is for {" and ".join(able)}')

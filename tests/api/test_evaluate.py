@@ -12,14 +12,8 @@ from reparam.checkpoint.load import load
 from reparam.errors import CheckpointError, DataError, ModelError, OptionError, TrainError
 from reparam.recipe.data_settings import DataSettings
 from reparam.train.evaluate import Evaluation
+from tests.api.staged import MODEL, SHAPE
 
-MODEL = "vit_tiny_patch16_224"
-SHAPE: dict[str, Any] = {
-    "num_classes": 3,
-    "img_size": 8,
-    "in_chans": 1,
-    "model_kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-}
 HERE: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
 

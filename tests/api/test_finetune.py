@@ -2,7 +2,6 @@ import csv
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -27,15 +26,9 @@ from reparam.train.evaluate import Evaluation
 from reparam.train.metrics import read_history
 from reparam.train.progress import EpochReport, Silent, StageReport
 from reparam.train.rate_test import RateTest
+from tests.api.staged import MODEL, SHAPE
 from tests.train.pico import draw_folder
 
-MODEL = "vit_tiny_patch16_224"
-SHAPE: dict[str, Any] = {
-    "num_classes": 3,
-    "img_size": 8,
-    "in_chans": 1,
-    "model_kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-}
 QUICK = {"epochs": 1, "batch_size": 12, "workers": 0, "no_aug": True, "lr": 3e-3}
 DEVICE = "cpu"
 PICTURES = True

@@ -12,16 +12,9 @@ from reparam.api.verify import verify
 from reparam.errors import CheckpointError, ModelError, OptionError
 from reparam.models.build import build_model, build_spec
 from reparam.recipe.data_settings import DataSettings
+from tests.api.staged import MODEL, SHAPE
 from tests.compare.exported import write_pt2
 from tests.models.onnx_bytes import write_classifier
-
-MODEL = "vit_tiny_patch16_224"
-SHAPE: dict[str, Any] = {
-    "num_classes": 3,
-    "img_size": 8,
-    "in_chans": 1,
-    "model_kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-}
 
 
 @pytest.fixture(scope="module")

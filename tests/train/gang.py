@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 
-# Autograd decides at its first backward whether it needs threads, which forbid forks. Fake tensors make torch believe in
-# a GPU that needs one; a test of such, run before, would do so to all that come after. So the first backward is here.
+# Autograd decides at its first backward whether it needs threads, which forbid forks. Fake tensors make torch believe
+# in a GPU that needs one: a test of such would do so to all that come after. So the first backward is here.
 torch.zeros(1, requires_grad=True).sum().backward()
 
 
