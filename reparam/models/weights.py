@@ -38,7 +38,8 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsReco
         model: the dense module of `spec`, on the CPU, or with tensors on the meta device.
         weights: "hub" for the pretrained weights that belong to the spec (timm adapts head, stem and position
             embedding to the spec's arguments; for `local-dir:` the folder's own, for `file.py:factory` what the factory
-            made), "none" for random ones, or the path of a .safetensors file, which must fit exactly.
+            made), "none" for random ones, or the path of a .safetensors file, whose names and shapes must fit exactly;
+            floats of other types are converted.
 
     Raises:
         WeightsError: unreachable hub, no pretrained weights, a broken file, or names and shapes that do not fit.
@@ -110,9 +111,20 @@ def _origin(spec: ModelSpec) -> str:
 def _from_file(model: nn.Module, path: Path) -> WeightsRecord:
     path = path.expanduser().resolve()
     tensors = read_safetensors(path, error=WeightsError, advice=_ADVICE)
-    tensors, tied = _one_per_tie(tensors, aliases(model.state_dict()), where=path)
+    own = model.state_dict()
+    tensors, tied = _one_per_tie(_in_types_of(own, tensors), aliases(own), where=path)
     assign_(model, tensors, tied=tied, where=str(path), error=WeightsError, advice="Was it made for another model?")
     return _record(model, kind="file", source=str(path))
+
+
+def _in_types_of(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Brings floats into the model's own types, for files are often kept in half precision."""
+    return {
+        name: tensor.to(own[name].dtype)
+        if name in own and tensor.is_floating_point() and own[name].is_floating_point()
+        else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _one_per_tie(

@@ -61,6 +61,18 @@ def test_a_file_gives_its_weights(build, spec, donor, file):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("build", [build_model, build_empty])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_floats_of_a_file_in_another_type_are_brought_into_the_models_own(build, spec, donor, file, dtype):
+    kept = {name: tensor.to(dtype) for name, tensor in donor.state_dict().items()}
+    save_file(kept, file)
+    model = build(spec)
+    load_weights(model, spec, str(file))
+    found = model.state_dict()
+    assert all(torch.equal(found[name], tensor.to(torch.float32)) for name, tensor in kept.items())
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
 def test_training_loaded_weights_does_not_write_to_their_file(spec, file):
     model = build_empty(spec)
     load_weights(model, spec, str(file))
