@@ -15,6 +15,9 @@ from reparam.cost.latency import hush_toolkit_search
 from reparam.cost.workload import Workload
 from reparam.kernels.native import find_compiler
 
+#: Of one model, in one table; torch's own limit is 8, and `reparam bench --lowered all` has more.
+_MOST_FORMS = 64
+
 
 @baseline("compiled", title="torch.compile, fp32", dtype="float32", in_torch=True)
 def compiled(dense: Workload) -> Run:
@@ -33,7 +36,11 @@ def compile_for(dense: Workload, model: nn.Module, batch: Tensor) -> Run:
     if batch.device.type == "cpu" and find_compiler() is None:
         raise Inapplicable("torch.compile needs a C++ compiler, and none was found")
     hush_toolkit_search()
-    # What was compiled for other batch sizes counts against a limit, above which torch runs eagerly without a word.
+    # Above a limit, which all forms of one class of model share, torch runs eagerly. What was compiled for other batch
+    # sizes counts too.
+    held = torch._dynamo.config.patch(recompile_limit=_MOST_FORMS)
+    held.__enter__()
+    dense.on_leaving(partial(held.__exit__, None, None, None))
     dense.on_leaving(torch.compiler.reset)
     options: dict[str, str | int | bool | object] = {"freezing": True}
     if batch.device.type == "cuda":

@@ -145,6 +145,19 @@ def test_the_compiler_gets_fixed_sizes_and_freezes_weights(
     assert resets == ["reset"]
 
 
+def test_every_form_of_a_table_is_compiled_though_torch_would_run_the_later_ones_eagerly(
+    workload: Callable[[nn.Module], Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling = torch.compile
+    monkeypatch.setattr("reparam.cost.baselines.compiled.find_compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiling(model, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        with workload(vit(depth=1)) as dense:
+            for depth in (1, 2, 3):
+                BASELINES.get("compiled").prepare(dense.beside(vit(depth=depth).eval()))()
+        assert torch._dynamo.config.recompile_limit == 1  # as it was
+
+
 def test_without_a_compiler_nothing_is_compiled_and_the_reason_says_so(
     workload: Callable[[nn.Module], Workload], monkeypatch: pytest.MonkeyPatch
 ) -> None:
